@@ -1,0 +1,2 @@
+#define ROWS_TABLE row_kernels_avx2
+#include "rows.inc"
