@@ -1,0 +1,130 @@
+-- Loads libmelies, checks that its headers are the ones these declarations were made from, and turns
+-- statuses into Lua errors.
+local ffi = require "ffi"
+local decl = require "melies.ffi.cdef"
+
+ffi.cdef(decl.cdef)
+
+local lib = { version = decl.version }
+
+-- In the melies program the symbols are there already; under a plain luajit the library is found by
+-- MELIES_LIB (a path) or the loader's own search.
+local function load_library()
+  local ok = pcall(function() return ffi.C.mel_abi_hash end)
+  if ok then return ffi.C end
+  local path = os.getenv("MELIES_LIB") or "melies"
+  local loaded, library = pcall(ffi.load, path)
+  if not loaded then error("cannot load libmelies (" .. path .. "): " .. tostring(library), 0) end
+  return library
+end
+
+local C = load_library()
+lib.C = C
+
+local found = ffi.string(C.mel_abi_hash())
+if found ~= decl.hash then
+  error(("libmelies %s (interface %s) does not fit these Lua files %s (interface %s): build both from one source")
+    :format(ffi.string(C.mel_version()), found, decl.version, decl.hash), 0)
+end
+
+-- One error record for the process: C fills it, Lua reads it before the next call.
+local err = ffi.new("mel_error")
+
+lib.OK, lib.EINVAL, lib.ENOMEM, lib.EIO = 0, 1, 2, 3
+lib.EFORMAT, lib.EUNSUPPORTED, lib.ECANCELED, lib.EINTERNAL = 4, 5, 6, 7
+
+-- The last failure's message and status.
+function lib.message() return ffi.string(err.message) end
+
+-- Calls fn(..., err); raises its message at the level of the caller's caller on failure.
+function lib.call(fn, ...)
+  local n = select("#", ...)
+  local args = { ... }
+  args[n + 1] = err
+  local status = tonumber(fn(unpack(args, 1, n + 1)))
+  if status ~= 0 then lib.raise(status, 4) end
+end
+
+-- Raises the current message. Cancel is raised as the table lib.canceled, so that it is told from failures.
+lib.canceled = setmetatable({ canceled = true }, { __tostring = function() return "canceled" end })
+function lib.raise(status, level)
+  if status == lib.ECANCELED then error(lib.canceled, 0) end
+  error(lib.message(), level or 3)
+end
+
+-- Raises where status is not 0. Use it right after a call that was given lib.err.
+lib.err = err
+function lib.check(status, level)
+  status = tonumber(status)
+  if status ~= 0 then lib.raise(status, (level or 2) + 1) end
+end
+
+-- Expected failures: true, or nil, message, status.
+function lib.try(fn, ...)
+  local n = select("#", ...)
+  local args = { ... }
+  args[n + 1] = err
+  local status = tonumber(fn(unpack(args, 1, n + 1)))
+  if status == 0 then return true end
+  return nil, lib.message(), status
+end
+
+-- A fresh box for an out pointer: lib.out("mel_tensor*").
+local boxes = {}
+function lib.out(ctype)
+  local t = boxes[ctype]
+  if not t then
+    t = ffi.typeof(ctype .. "[1]")
+    boxes[ctype] = t
+  end
+  return t()
+end
+
+-- ---- suggestions -----------------------------------------------------------------------------
+
+local function distance(a, b)
+  local row = {}
+  for j = 0, #b do row[j] = j end
+  for i = 1, #a do
+    local diagonal = row[0]
+    row[0] = i
+    for j = 1, #b do
+      local cost = a:byte(i) == b:byte(j) and 0 or 1
+      local value = math.min(row[j] + 1, row[j - 1] + 1, diagonal + cost)
+      diagonal, row[j] = row[j], value
+    end
+  end
+  return row[#b]
+end
+
+-- The nearest of the names (an array, or the keys of a table), where one is near.
+function lib.nearest(name, names)
+  local best, least
+  local function look(candidate)
+    if type(candidate) ~= "string" then return end
+    local d = distance(name:lower(), candidate:lower())
+    if candidate:lower():find(name:lower(), 1, true) or name:lower():find(candidate:lower(), 1, true) then
+      d = math.min(d, 2)
+    end
+    if not least or d < least or (d == least and candidate < best) then best, least = candidate, d end
+  end
+  for key, value in pairs(names) do look(type(key) == "number" and value or key) end
+  if best and least <= math.max(2, math.floor(#name / 3)) then return best end
+end
+
+-- ", did you mean 'x'?" or "".
+function lib.suggest(name, names)
+  local best = lib.nearest(tostring(name), names)
+  return best and (", did you mean '" .. best .. "'?") or ""
+end
+
+-- Options tables: raises on a key that is not in allowed, naming the nearest.
+function lib.check_options(what, options, allowed, level)
+  for key in pairs(options) do
+    if not allowed[key] then
+      error(("%s: unknown option '%s'%s"):format(what, tostring(key), lib.suggest(tostring(key), allowed)), (level or 2) + 1)
+    end
+  end
+end
+
+return lib

@@ -1,0 +1,81 @@
+-- Layers with packed weights: matrix work through oneDNN in its own weight layout.
+local ffi = require "ffi"
+local lib = require "melies.ffi.lib"
+local tensor = require "melies.tensor"
+local C, err, check, need = lib.C, lib.err, lib.check, tensor.need
+
+local nn = {}
+local run_options = { act = true, dtype = true }
+
+local function run_with(call, what)
+  return function(self, x, options)
+    local act, dtype
+    if options then
+      lib.check_options(what, options, run_options)
+      act, dtype = options.act, options.dtype
+    end
+    local handle = self.handle
+    if handle == nil then error(what .. ": this layer was freed", 2) end
+    local box = ffi.new("mel_tensor*[1]")
+    check(call(handle, need(x, what), tensor.act_code(act), tensor.dtype_code(dtype), box, err))
+    return tensor.wrap(box[0])
+  end
+end
+
+local function free_with(release)
+  return function(self)
+    if self.handle ~= nil then release(ffi.gc(self.handle, nil)) end
+    self.handle = nil
+  end
+end
+
+-- ---- linear ---------------------------------------------------------------------------------------
+
+local Linear = { free = free_with(function(h) C.mel_linear_free(h) end) }
+Linear.__index = Linear
+-- layer(x [..., K], {act=, dtype=}) -> [..., N]
+Linear.__call = run_with(function(...) return C.mel_linear_run(...) end, "linear")
+
+local linear_options = { compute = true }
+-- nn.linear(weight [N, K], bias [N] or nil, {compute = melies.compute()})
+function nn.linear(weight, bias, options)
+  options = options or {}
+  lib.check_options("nn.linear", options, linear_options)
+  local box = ffi.new("mel_linear*[1]")
+  check(C.mel_linear_create(need(weight, "nn.linear"), bias and need(bias, "nn.linear") or nil, tensor.dtype_code(options.compute), box, err))
+  local n, k = tonumber(C.mel_linear_outputs(box[0])), tonumber(C.mel_linear_inputs(box[0]))
+  return setmetatable({ handle = ffi.gc(box[0], C.mel_linear_free), inputs = k, outputs = n }, Linear)
+end
+
+-- ---- convolution ------------------------------------------------------------------------------------
+
+local Conv = { free = free_with(function(h) C.mel_conv_free(h) end) }
+Conv.__index = Conv
+-- layer(x [N, T, H, W, I] or [N, H, W, I], {act=, dtype=}): channels last.
+Conv.__call = run_with(function(...) return C.mel_conv_run(...) end, "conv")
+
+local conv_options = { stride = true, pad = true, causal = true, groups = true, compute = true }
+-- nn.conv(weight [O, I/groups, kT, kH, kW] or [O, I/groups, kH, kW], bias or nil,
+--   {stride = 1 or {..}, pad = 0, n or {{before, after}, ..}, causal = false, groups = 1, compute=}).
+-- causal: time is padded in front only, by kT - 1.
+function nn.conv(weight, bias, options)
+  options = options or {}
+  lib.check_options("nn.conv", options, conv_options)
+  local shape = weight.shape
+  local n = #shape - 2
+  local stride, before, after = ffi.new("int64_t[3]"), ffi.new("int64_t[3]"), ffi.new("int64_t[3]")
+  for i = 1, math.min(n, 3) do
+    local s, p = options.stride or 1, options.pad or 0
+    stride[i - 1] = type(s) == "table" and s[i] or s
+    if type(p) == "table" then p = p[i] end
+    before[i - 1] = type(p) == "table" and p[1] or p
+    after[i - 1] = type(p) == "table" and p[2] or p
+  end
+  if options.causal then before[0], after[0] = shape[3] - 1, 0 end
+  local box = ffi.new("mel_conv*[1]")
+  check(C.mel_conv_create(need(weight, "nn.conv"), bias and need(bias, "nn.conv") or nil, stride, before, after, options.groups or 1,
+    tensor.dtype_code(options.compute), box, err))
+  return setmetatable({ handle = ffi.gc(box[0], C.mel_conv_free), inputs = shape[2] * (options.groups or 1), outputs = shape[1] }, Conv)
+end
+
+return nn
