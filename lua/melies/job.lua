@@ -1,0 +1,255 @@
+-- A job: what a running recipe holds. It loads models (kept between jobs of one process), makes noise, samples with
+-- progress and cancel, and saves with the metadata that says how the film was made.
+-- Its methods raise an expected failure (a missing folder, a prompt too long) as recipe.fail does: recipe.run turns
+-- it into nil, message, exit code, so that a recipe reads straight down.
+local ffi = require "ffi"
+local lib = require "melies.ffi.lib"
+local recipe = require "melies.recipe"
+
+ffi.cdef [[
+int getpid(void);
+]]
+
+local M = {}
+local Job = {}
+Job.__index = Job
+
+-- ---- what is shown -------------------------------------------------------------------------------
+
+local silent = { step = function() end, finish = function() end }
+
+-- opts.progress: true for bars on stderr, a factory { label=, total= } -> { step(self, i, note), finish(self) }, or
+-- nothing for silence.
+local function factory_of(progress)
+  if type(progress) == "function" then return progress end
+  if progress then return require("melies.progress").bar end
+  return function() return silent end
+end
+
+-- A stage of `total` steps: stage:step(i, note), stage:finish(). Raises where the job was canceled.
+function Job:progress(label, total)
+  self:check_cancel()
+  if self.stage then self.stage:finish() end
+  self.stage = self.make_stage { label = label, total = total or 1 }
+  return self.stage
+end
+
+-- One line for the user that is no error: a rounded length.
+function Job:notice(format, ...)
+  local text = format:format(...)
+  self.notices[#self.notices + 1] = text
+  if self.opts.notice then self.opts.notice(text)
+  elseif self.opts.progress then require("melies.log").say("%s", text) end
+end
+
+function Job:check_cancel()
+  if lib.C.mel_canceled() then recipe.fail("canceled", recipe.CANCELED) end
+end
+
+-- value, or the failure that message is: job:check(melies.media.load(path)).
+function Job:check(value, message)
+  if value == nil or value == false then recipe.fail(message or "failed") end
+  return value
+end
+
+-- ---- models and parameters -----------------------------------------------------------------------
+
+-- A model by name or folder (default: the job's own `model` parameter, else "starter").
+function Job:load(name)
+  name = name or self.params.model or "starter"
+  local stage = self:progress("loading " .. tostring(name), 1)
+  local model = self:check(require("melies.pipeline").load(name))
+  stage:step(1)
+  self.model = self.model or model
+  return model
+end
+
+-- Fills the parameters declared with from_model, where nothing was given, from the model's defaults. Then seconds
+-- and size become frames, width and height. Returns the job's parameters, which the metadata will hold.
+function Job:defaults(model)
+  local p, all = self.params, recipe.params(self.recipe)
+  for name, spec in pairs(all) do
+    if spec.from_model and p[name] == nil then p[name] = model.defaults[name] end
+  end
+  if p.size then p.width, p.height, p.size = p.size.width, p.size.height, nil end
+  if p.seconds and p.fps then p.frames, p.seconds = math.max(1, math.floor(p.seconds * p.fps + 0.5)), nil end
+  return p
+end
+
+-- Parameters of the chosen plugin, given as --sampler.eta: kind is "sampler", "schedule" or "guide".
+function Job:plugin_params(kind)
+  local all = recipe.params(self.recipe)
+  if not all[kind] then return {} end
+  return self:check(recipe.plugin_params(all, self.params, kind))
+end
+
+-- The shape [C, T, H, W] of the latent of p.frames, p.height, p.width. A length off the model's grid is rounded with
+-- a notice; a size that does not fit is a failure that names the nearest that does.
+function Job:shape(model, p)
+  p = p or self.params
+  local shape, message = model:latent_shape(p)
+  self:check(shape, message)
+  local frames = model:frame_count(shape[2])
+  if p.frames ~= frames then
+    self:notice("%s frames are rounded to %d: the model makes %s", tostring(p.frames), frames, model.frame_grid)
+    p.frames = frames
+  end
+  return shape
+end
+
+-- A prompt's rows of text for the model. p.truncate cuts one that is too long; otherwise it is a failure.
+function Job:encode(model, prompt)
+  local text, message = model:encode(prompt, { truncate = self.params.truncate })
+  self:check(text, message)
+  if message then self:notice("%s", message) end
+  return text
+end
+
+-- Descending sigmas of p.schedule, p.steps, p.shift and --schedule.* ; the last is 0.
+function Job:sigmas(model, p)
+  p = p or self.params
+  local params = self:plugin_params("schedule")
+  local registry = require "melies.registry"
+  local plugin = type(p.schedule) == "table" and p.schedule or registry.get("schedule", p.schedule)
+  if plugin and plugin.params and plugin.params.shift and params.shift == nil then params.shift = p.shift end
+  return require("melies.schedule").make(p.schedule, p.steps, params, model)
+end
+
+-- denoise(x, sigma) of p.guide, p.guidance and --guide.* over the texts of opts: text=, negative=.
+function Job:guide(model, opts)
+  local p = self.params
+  local params = self:plugin_params("guide")
+  for key, value in pairs(opts) do params[key] = value end
+  if params.scale == nil then params.scale = p.guidance end
+  return require("melies.guide").make(p.guide or "cfg", model, params)
+end
+
+-- ---- noise and sampling ----------------------------------------------------------------------------
+
+-- Standard normal f32 noise of the job's seed. stream: another number, other noise (a shot, a stage).
+function Job:noise(shape, stream)
+  return require("melies.tensor").noise(shape, { seed = self.seed, stream = stream or 0 })
+end
+
+-- x_0 of a sampler run over sigmas, with a progress bar and a look at the cancel flag after each step.
+-- opts: label=, params= (default: the job's own --sampler.*), seed=, model=, on_step(i, x).
+function Job:sample(sampler, denoise, x, sigmas, opts)
+  opts = opts or {}
+  local params = opts.params or (sampler == self.params.sampler and self:plugin_params("sampler")) or {}
+  local model = opts.model or self.model
+  local stage = self:progress(opts.label or "sampling", #sigmas - 1)
+  local out = require("melies.sampling").run(sampler, denoise, x, sigmas, {
+    params = params, seed = opts.seed or self.seed, space = opts.space or (model and model.space) or "flow",
+    on_step = function(i, now)
+      stage:step(i)
+      if opts.on_step then opts.on_step(i, now) end
+      self:check_cancel()
+    end,
+  })
+  return out
+end
+
+-- ---- the output ------------------------------------------------------------------------------------
+
+local function plain(value)
+  if type(value) == "table" and value.kind then return value.name end
+  if type(value) == "table" then
+    local out = {}
+    for k, v in pairs(value) do out[k] = plain(v) end
+    return out
+  end
+  return value
+end
+
+-- What `melies info` shows of a film: recipe, parameters, seed, model, version.
+function Job:metadata()
+  local json = require "melies.json"
+  local params = plain(self.params)
+  params.output = nil
+  return {
+    melies_recipe = self.recipe.name,
+    melies_params = json.encode(params),
+    melies_seed = ("%.0f"):format(self.seed),
+    melies_model = self.model and self.model.name or tostring(self.params.model or ""),
+    melies_version = ffi.string(lib.C.mel_version()),
+  }
+end
+
+-- Writes frames [T, H, W, 3] to the job's output and returns its path; without an output (a call from Lua) nothing
+-- is written. opts: fps=, quality=, output=, and what else media.save takes.
+function Job:save(frames, opts)
+  local path = (opts and opts.output) or self.output
+  if not path then return nil end
+  self:check_cancel()
+  local settings = { fps = self.params.fps, quality = self.params.quality, metadata = self:metadata() }
+  for key, value in pairs(opts or {}) do settings[key] = value end
+  settings.output = nil
+  local stage = self:progress("writing " .. path, 1)
+  self:check(require("melies.media").save(path, frames, settings))
+  stage:step(1)
+  self.saved = path
+  return path
+end
+
+-- A writer for frames that come one by one: writer:write(frames), writer:close(). The job aborts it if it fails.
+function Job:writer(opts)
+  local path = (opts and opts.output) or self.output
+  if not path then return nil end
+  local settings = { fps = self.params.fps, quality = self.params.quality, metadata = self:metadata() }
+  for key, value in pairs(opts or {}) do settings[key] = value end
+  settings.output = nil
+  local writer = self:check(require("melies.media").writer(path, settings))
+  self.writers[#self.writers + 1] = writer
+  self.saved = path
+  return writer
+end
+
+-- A place that cannot take the output is told before the work, not after it.
+local function check_output(path)
+  local folder = path:match("^(.*)/[^/]*$") or "."
+  if folder == "" then folder = "/" end
+  if path:sub(-1) == "/" then recipe.fail(("output '%s' is a folder; name a file in it"):format(path)) end
+  local probe = ("%s/.melies-%d-probe"):format(folder, ffi.C.getpid())
+  local f, message = io.open(probe, "wb")
+  if not f then
+    message = message:gsub("^.-: ", "")
+    recipe.fail(("cannot write output %s: %s"):format(path, message))
+  end
+  f:close()
+  os.remove(probe)
+end
+
+-- ---- beginning and end -----------------------------------------------------------------------------
+
+-- plugin, values and opts as recipe.run takes them.
+function M.new(plugin, values, opts)
+  local params = {}
+  for key, value in pairs(values) do params[key] = value end
+  local job = setmetatable({
+    recipe = plugin, params = params, opts = opts, notices = {}, writers = {},
+    seed = opts.seed or params.seed or 0,
+    output = opts.output or params.output,
+    make_stage = factory_of(opts.progress),
+  }, Job)
+  params.seed = job.seed
+  return job
+end
+
+-- Called by the runner before the recipe's own function.
+function Job:begin()
+  if self.output then check_output(self.output) end
+end
+
+-- Called by the runner: ends bars, drops unfinished writers, frees what the job made but for `result`.
+function Job:finish(ok)
+  if self.stage then self.stage:finish() end
+  for _, writer in ipairs(self.writers) do
+    if not ok and writer.abort then writer:abort() end
+  end
+  self.stage, self.model, self.writers = nil, nil, {}
+  collectgarbage()
+  collectgarbage()
+end
+
+M.Job = Job
+return M

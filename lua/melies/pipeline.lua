@@ -1,0 +1,260 @@
+-- Model folders: config.json names a text encoder, a diffusion transformer and an autoencoder; together they are a
+-- model object that turns a prompt and noise into frames. Sizes come from the folder, none from here.
+--
+--   pipeline.load(name or folder)  -> model | nil, message      (kept for the life of the process)
+--   pipeline.find(name)            -> folder | nil, message
+--
+--   model:encode(prompt, { truncate= })      -> text [L, D] | nil, message    (text, notice where it was cut)
+--   model:latent_shape{ frames, height, width } -> { C, T, H, W } | nil, message
+--   model:frame_count(T)                     -> frames of T latent frames
+--   model:predict(x, sigma, texts)           -> { raw prediction [C, T, H, W] for each text }, one forward
+--   model:to_x0(x, sigma, prediction)        -> estimate of the clean latent
+--   model:add_noise(latent, noise, sigma)    -> the noised latent of that sigma
+--   model:decode(latent)                     -> frames [N, H, W, 3], f32 in [0, 1]
+--   model:decode_stream(latent, sink)        -> number of frames; sink(frames) gets them as they come
+--   model:encode_video(frames)               -> latent [C, T, H, W]
+--   model.name, .folder, .config, .defaults, .space, .text_len, .stride { time, height, width }, .frame_grid
+local T = require "melies.tensor"
+local json = require "melies.json"
+local lib = require "melies.ffi.lib"
+
+local M = {}
+local Model = {}
+Model.__index = Model
+
+-- ---- folders ---------------------------------------------------------------------------------------
+
+local function exists(path)
+  local f = io.open(path, "rb")
+  if f then f:close() end
+  return f ~= nil
+end
+
+-- Folders that hold model folders, in the order of the search.
+local function places()
+  local here = debug.getinfo(1, "S").source:match("^@(.*)lua/melies/[^/]*$") or "./"
+  local config = os.getenv "MELIES_CONFIG"
+    or (os.getenv "XDG_CONFIG_HOME" or (os.getenv "HOME" or "") .. "/.config") .. "/melies"
+  return { "melies/models", config .. "/models", here .. "recipes" }
+end
+
+function M.find(name)
+  if name:find("/", 1, true) or name == "." then
+    if exists(name .. "/config.json") then return (name:gsub("/+$", "")) end
+    return nil, ("no model in %s: there is no config.json"):format(name)
+  end
+  local searched = places()
+  for _, place in ipairs(searched) do
+    if exists(place .. "/" .. name .. "/config.json") then return place .. "/" .. name end
+  end
+  if exists(name .. "/config.json") then return name end
+  return nil, ("no model '%s': no %s/config.json here or in %s"):format(name, name, table.concat(searched, ", "))
+end
+
+local function read_json(path)
+  local f, message = io.open(path, "rb")
+  if not f then return nil, message end
+  local text = f:read("*a")
+  f:close()
+  local value, why = json.decode(text)
+  if type(value) ~= "table" then return nil, ("%s: %s"):format(path, why or "it should hold an object") end
+  return value
+end
+
+-- ---- parts -----------------------------------------------------------------------------------------
+
+-- Which file of models/ reads a part: by a word of its `layout`, else by the tensors that it has.
+local kinds = {
+  dit = { { "wan_dit", "wan", "patch_embedding.weight" } },
+  text_encoder = { { "t5", "t5", "blocks.0.attn.q.weight" } },
+  autoencoder = {
+    { "linear_blocks", "linear", "decoder.bias" },
+    { "wan_vae", "wan", "decoder.conv1.weight" },
+    { "taehv", "tae", "decoder.1.weight" },
+  },
+}
+
+-- The part's module, weights and configuration, or nil and a message.
+local function open_part(folder, config, part)
+  local settings = config[part]
+  if type(settings) ~= "table" then return nil, ("%s/config.json: no '%s'"):format(folder, part) end
+  local path = folder .. "/" .. (settings.file or part .. ".safetensors")
+  local weights, message = require("melies.weights").open(path)
+  if not weights then return nil, message end
+  local layout = (settings.layout or ""):lower()
+  for _, by in ipairs { "layout", "tensors" } do
+    for _, kind in ipairs(kinds[part]) do
+      if (by == "layout" and layout:find(kind[2], 1, true)) or (by == "tensors" and weights:has(kind[3])) then
+        return require("melies.models." .. kind[1]), weights, settings
+      end
+    end
+  end
+  return nil, ("%s/config.json: %s has the layout '%s', which is not known here"):format(folder, part,
+    settings.layout or "")
+end
+
+local function load_parts(model, folder, config)
+  for _, part in ipairs { "text_encoder", "dit", "autoencoder" } do
+    local module, weights, settings = open_part(folder, config, part)
+    if not module then return nil, weights end
+    -- What does not fit raises one line without a position.
+    local ok, net = pcall(module.load, weights, settings)
+    if not ok then return nil, ("%s: %s: %s"):format(folder, part, tostring(net)) end
+    model[part] = net
+  end
+  local file = folder .. "/" .. (config.text_encoder.tokenizer or "spiece.model")
+  local tokenizer, message = require("melies.tokenizer").load(file)
+  if not tokenizer then return nil, message end
+  model.tokenizer = tokenizer
+  return model
+end
+
+local defaults = { frames = 17, fps = 16, steps = 20, sampler = "euler", schedule = "flow", shift = 3, guide = "cfg",
+                   guidance = 5 }
+
+local cache = {}
+
+function M.load(name)
+  if type(name) ~= "string" then error("a model is a name or a folder, not a " .. type(name), 2) end
+  local folder, message = M.find(name)
+  if not folder then return nil, message end
+  local key = folder .. ":" .. require("melies").compute()
+  if cache[key] then return cache[key] end
+  local config
+  config, message = read_json(folder .. "/config.json")
+  if not config then return nil, message end
+  local model = setmetatable({ name = folder:match("([^/]+)$"), folder = folder, config = config }, Model)
+  local ok
+  ok, message = load_parts(model, folder, config)
+  if not ok then return nil, message end
+  model.space = "flow"
+  model.text_len = config.dit.text_len or 512
+  model.time_scale = config.dit.time_scale or 1000
+  model.eos, model.pad = config.text_encoder.eos or 1, config.text_encoder.pad or 0
+  model.patch = config.dit.patch or { 1, 2, 2 }
+  model.stride = model.autoencoder.stride
+  model.latent_channels = config.dit.out_channels or config.dit.in_channels
+  model.frame_grid = ("1 + %dk frames"):format(model.stride[1])
+  model.defaults = {}
+  for key_, value in pairs(defaults) do model.defaults[key_] = value end
+  for key_, value in pairs(config.sample or {}) do model.defaults[key_] = value end
+  cache[key] = model
+  return model
+end
+
+-- Forgets the models that are kept; their memory goes with the last use.
+function M.forget()
+  cache = {}
+  collectgarbage()
+end
+
+-- ---- text ------------------------------------------------------------------------------------------
+
+-- Token ids with the end mark, or nil and a message; ids and a notice where the prompt was cut.
+function Model:tokens(prompt, opts)
+  local ids = self.tokenizer:encode(prompt)
+  local notice
+  local limit = self.text_len
+  if ids[#ids] ~= self.eos then ids[#ids + 1] = self.eos end
+  if #ids > limit then
+    local said = ("the prompt is %d tokens; %s takes %d"):format(#ids, self.name, limit)
+    if not (opts and opts.truncate) then return nil, said .. " (--truncate cuts it)" end
+    notice = said .. ": cut"
+    for i = #ids, limit + 1, -1 do ids[i] = nil end
+    ids[limit] = self.eos
+  end
+  return ids, notice
+end
+
+-- Rows of text for guides and predict. The zero rows up to text_len, which Wan attends to, are added in the
+-- transformer's context.
+function Model:encode(prompt, opts)
+  local ids, message = self:tokens(prompt, opts)
+  if not ids then return nil, message end
+  return self.text_encoder:encode(ids), message
+end
+
+-- ---- sizes -----------------------------------------------------------------------------------------
+
+local function fit(value, unit) return math.max(unit, math.floor(value / unit + 0.5) * unit) end
+
+function Model:frame_count(latent_frames) return 1 + (latent_frames - 1) * self.stride[1] end
+
+-- A length off the grid is rounded to the nearest on it (compare frame_count); a size that does not fit is refused.
+function Model:latent_shape(p)
+  local want, s = {}, self.stride
+  for _, key in ipairs { "frames", "height", "width" } do
+    want[key] = p[key] or self.defaults[key]
+    if type(want[key]) ~= "number" or want[key] < 1 then
+      return nil, ("%s is %s; it should be a positive number"):format(key, tostring(want[key]))
+    end
+  end
+  local unit_h, unit_w = s[2] * self.patch[2], s[3] * self.patch[3]
+  local w, h = fit(want.width, unit_w), fit(want.height, unit_h)
+  if w ~= want.width or h ~= want.height then
+    return nil, ("%dx%d does not fit %s: width must be a multiple of %d and height of %d; the nearest is %dx%d"):format(
+      want.width, want.height, self.name, unit_w, unit_h, w, h)
+  end
+  local latent_frames = 1 + math.max(0, math.floor((want.frames - 1) / s[1] + 0.5))
+  local step = self.patch[1]
+  latent_frames = math.ceil(latent_frames / step) * step
+  return { self.latent_channels, latent_frames, h / s[2], w / s[3] }
+end
+
+-- ---- diffusion -------------------------------------------------------------------------------------
+
+-- The context (text embedding, keys and values of cross-attention) of the last list of texts is kept: it is the same
+-- at every step.
+local function context_of(model, texts)
+  local last = model.last_texts
+  local same = last and #last == #texts and model.last_context
+  for i = 1, same and #texts or 0 do same = same and last[i] == texts[i] end
+  if not same then
+    model.last_context = model.dit:context(texts)
+    model.last_texts = { unpack(texts) }
+  end
+  return model.last_context
+end
+
+function Model:predict(x, sigma, texts)
+  if x.ndim ~= 4 then error(("predict: x has %d dimensions, not [C, T, H, W]"):format(x.ndim), 2) end
+  local n, batch, times = #texts, {}, {}
+  for i = 1, n do batch[i], times[i] = x, sigma * self.time_scale end
+  local out = self.dit:forward(T.stack(batch, 1), times, context_of(self, texts))
+  local predictions = {}
+  for i = 1, n do predictions[i] = out:select(1, i) end
+  return predictions
+end
+
+-- Flow: x_s = (1 - s) x0 + s noise and the prediction is noise - x0, so x0 = x - s * prediction.
+function Model:to_x0(x, sigma, prediction) return T.lincomb { 1, x, -sigma, prediction } end
+
+function Model:add_noise(latent, noise, sigma) return T.lincomb { 1 - sigma, latent, sigma, noise } end
+
+-- ---- frames ----------------------------------------------------------------------------------------
+
+function Model:decode(latent) return self.autoencoder:decode(latent) end
+
+function Model:decode_stream(latent, sink)
+  local decoder, count = self.autoencoder:decoder(), 0
+  for i = 1, latent.shape[2] do
+    local frames = decoder:push(latent:slice(2, i, i))
+    if frames then
+      sink(frames)
+      count = count + frames.shape[1]
+    end
+    if lib.C.mel_canceled() then return nil, "canceled" end
+  end
+  return count
+end
+
+function Model:encode_video(frames)
+  local shape = frames.shape
+  if #shape ~= 4 or shape[4] ~= 3 then error("encode_video: frames should be [N, H, W, 3]", 2) end
+  if (shape[1] - 1) % self.stride[1] ~= 0 then
+    error(("encode_video: %d frames; %s makes %s"):format(shape[1], self.name, self.frame_grid), 2)
+  end
+  return self.autoencoder:encode(frames)
+end
+
+return M

@@ -1,0 +1,457 @@
+-- Recipes: a table that declares typed parameters and a run(p, job). From the declaration come the command-line
+-- flags, their checks, and --help; the runner gives the recipe its job and cleans up after it.
+--
+--   recipe.parse(plugin, argv)         -> values | nil, message, exit code (0: message is the help text)
+--   recipe.check(plugin, table)        -> values | nil, message, exit code   (the same checks for a Lua table)
+--   recipe.help(plugin)                -> text
+--   recipe.run(plugin, values, opts)   -> result | nil, message, exit code   (0 is never returned with nil)
+--   recipe.start(name, table, opts)    -> result | nil, message, exit code   (= melies.run)
+--
+-- A parameter: name = { type, required=, default=, min=, max=, choices=, of=, help=, from_model= }.
+-- Types: string, text, integer, number, boolean, enum (choices), list (of = another type; commas between), file, image,
+-- video, model, sampler, schedule, guide, size ("640x480" -> { width=, height= }), seconds (2.5, "2.5s", "1:30"),
+-- output. from_model: without a value, job:defaults fills in the model's own.
+local lib = require "melies.ffi.lib"
+
+local M = {}
+
+-- Exit codes of the program.
+M.OK, M.FAILED, M.USAGE, M.CANCELED = 0, 1, 2, 130
+
+-- ---- values --------------------------------------------------------------------------------------
+
+local plugin_kinds = { sampler = true, schedule = true, guide = true }
+
+local function readable(path)
+  local f, message = io.open(path, "rb")
+  if not f then return nil, message end
+  local ok, why = f:read(0) -- a folder opens but does not read; an empty file gives nil without a reason
+  f:close()
+  if not ok and why then return nil, path .. ": " .. why end
+  return path
+end
+
+local function number_of(value)
+  local n = tonumber(value)
+  if n and n == n and math.abs(n) ~= math.huge then return n end
+end
+
+local types = {}
+
+function types.string(value)
+  if type(value) == "string" then return value end
+  if type(value) == "number" then return tostring(value) end
+  return nil, "text"
+end
+types.text, types.model, types.output = types.string, types.string, types.string
+
+function types.number(value)
+  local n = number_of(value)
+  if not n then return nil, "a number" end
+  return n
+end
+
+function types.integer(value)
+  local n = number_of(value)
+  if not n or n ~= math.floor(n) or math.abs(n) > 2 ^ 53 then return nil, "a whole number" end
+  return n
+end
+
+local truths = { ["true"] = true, yes = true, on = true, ["1"] = true, ["false"] = false, no = false, off = false,
+                 ["0"] = false }
+function types.boolean(value)
+  if type(value) == "boolean" then return value end
+  local b = truths[tostring(value):lower()]
+  if b == nil then return nil, "yes or no" end
+  return b
+end
+
+function types.enum(value, spec)
+  for _, choice in ipairs(spec.choices) do
+    if value == choice or tostring(value) == tostring(choice) then return choice end
+  end
+  return nil, "one of " .. table.concat(spec.choices, ", ") .. lib.suggest(tostring(value), spec.choices)
+end
+
+function types.size(value)
+  if type(value) == "table" and value.width and value.height then return value end
+  local w, h = tostring(value):match("^(%d+)[xX*](%d+)$")
+  if not w then return nil, "WIDTHxHEIGHT, such as 640x480" end
+  return { width = tonumber(w), height = tonumber(h) }
+end
+
+function types.seconds(value)
+  if type(value) == "number" then return number_of(value), "seconds" end
+  local text = tostring(value)
+  local m, s = text:match("^(%d+):(%d%d?%.?%d*)$")
+  local n = m and tonumber(m) * 60 + tonumber(s) or number_of((text:gsub("s$", "")))
+  if not n then return nil, "seconds, such as 2.5 or 1:30" end
+  return n
+end
+
+function types.file(value)
+  if type(value) ~= "string" then return nil, "a file" end
+  return value
+end
+types.image, types.video = types.file, types.file
+
+for kind in pairs(plugin_kinds) do
+  types[kind] = function(value)
+    if type(value) == "table" and value.kind == kind then return value end -- an inline plugin, from Lua
+    if type(value) ~= "string" then return nil, "the name of a " .. kind end
+    local found, message = require("melies.registry").get(kind, value)
+    if found then return value end
+    return nil, ("the name of a %s: %s (melies list %ss)"):format(kind, message, kind)
+  end
+end
+
+function types.list(value, spec)
+  local out, items = {}, value
+  if type(value) == "string" then
+    items = {}
+    for item in (value .. ","):gmatch("%s*(.-)%s*,") do
+      if item ~= "" then items[#items + 1] = item end
+    end
+  end
+  if type(items) ~= "table" then return nil, "a list with commas between" end
+  for i, item in ipairs(items) do
+    local v, want = types[spec.of or "string"](item, spec)
+    if v == nil then return nil, ("a list of %ss; entry %d, '%s', should be %s"):format(spec.of, i, tostring(item), want) end
+    out[i] = v
+  end
+  if #out == 0 then return nil, "a list with something in it" end
+  return out
+end
+
+local function type_of(spec, name, recipe_name)
+  local kind = spec[1]
+  if not types[kind] then
+    local names = {}
+    for k in pairs(types) do names[#names + 1] = k end
+    error(("recipe %s: parameter %s has the unknown type '%s'%s"):format(recipe_name, name, tostring(kind),
+      lib.suggest(tostring(kind), names)), 0)
+  end
+  return types[kind]
+end
+
+local function range_text(spec)
+  if spec.min and spec.max then return ("%s..%s"):format(spec.min, spec.max) end
+  if spec.min then return ("%s or more"):format(spec.min) end
+  if spec.max then return ("up to %s"):format(spec.max) end
+end
+
+-- The value in its own type, or nil and a message that names parameter, value and what was wanted.
+local function coerce(name, value, spec, recipe_name)
+  local got, want = type_of(spec, name, recipe_name)(value, spec)
+  local shown = type(value) == "table" and "a table" or tostring(value)
+  if got == nil then return nil, ("%s is '%s'; it should be %s"):format(name, shown, want) end
+  local low, high = spec.min, spec.max
+  if type(got) == "number" and ((low and got < low) or (high and got > high)) then
+    return nil, ("%s is %s, outside %s"):format(name, shown, range_text(spec))
+  end
+  if type(got) == "table" and spec[1] == "size" and ((low and math.min(got.width, got.height) < low)
+    or (high and math.max(got.width, got.height) > high)) then
+    return nil, ("%s is %s, outside %s a side"):format(name, shown, range_text(spec))
+  end
+  return got
+end
+
+-- ---- declarations --------------------------------------------------------------------------------
+
+-- What every recipe takes. A recipe's own declaration of the same name stands before it.
+local common = {
+  output = { "output", short = "o", help = "the file to write; its ending says the format" },
+  seed = { "integer", default = 0, min = 0, max = 2 ^ 53, help = "the same seed gives the same film" },
+}
+
+-- The table of parameters with the common ones, and their names in the order of --help: required ones, then the
+-- recipe's `order`, then the rest by name.
+function M.params(plugin)
+  local all, names, rank = {}, {}, {}
+  for name, spec in pairs(common) do all[name] = spec end
+  for name, spec in pairs(plugin.params or {}) do all[name] = spec end
+  for i, name in ipairs(plugin.order or {}) do rank[name] = i end
+  for name in pairs(all) do names[#names + 1] = name end
+  table.sort(names, function(a, b)
+    local ra, rb = all[a].required and 1 or 2, all[b].required and 1 or 2
+    if ra ~= rb then return ra < rb end
+    ra, rb = rank[a] or 1000, rank[b] or 1000
+    if ra ~= rb then return ra < rb end
+    return a < b
+  end)
+  return all, names
+end
+
+-- The parameters that recipes which generate share; `own` adds to them and stands before them.
+-- own.NAME = false leaves one out.
+function M.generation(own)
+  local params = {
+    model = { "model", default = "starter", help = "a model's name, or its folder" },
+    prompt = { "text", required = true, help = "what the film shows" },
+    negative = { "text", default = "", help = "what it should not show" },
+    frames = { "integer", from_model = true, min = 1, max = 100000, help = "length in frames" },
+    seconds = { "seconds", min = 0.01, max = 3600, help = "length in seconds, in place of frames" },
+    width = { "integer", from_model = true, min = 8, max = 8192, help = "pixels" },
+    height = { "integer", from_model = true, min = 8, max = 8192, help = "pixels" },
+    size = { "size", min = 8, max = 8192, help = "width and height in one" },
+    fps = { "number", from_model = true, min = 0.1, max = 240, help = "frames a second" },
+    steps = { "integer", from_model = true, min = 1, max = 1000, help = "sampling steps" },
+    sampler = { "sampler", from_model = true, help = "melies list samplers" },
+    schedule = { "schedule", from_model = true, help = "melies list schedules" },
+    shift = { "number", from_model = true, min = 0.01, max = 100, help = "shift of the flow schedule" },
+    guide = { "guide", from_model = true, help = "melies list guides" },
+    guidance = { "number", from_model = true, min = 0, max = 100, help = "how strongly the prompt steers; 1 is off" },
+    truncate = { "boolean", default = false, help = "cut a prompt that is longer than the model takes" },
+    quality = { "number", min = 0, max = 100, help = "quality of the output file" },
+  }
+  for name, spec in pairs(own or {}) do params[name] = spec or nil end
+  return params
+end
+
+M.generation_order = { "prompt", "negative", "model", "frames", "seconds", "size", "width", "height", "fps", "steps",
+  "sampler", "schedule", "shift", "guide", "guidance", "seed", "output" }
+
+local metavar = {
+  string = "TEXT", text = "TEXT", integer = "N", number = "X", file = "FILE", image = "IMAGE", video = "VIDEO",
+  model = "MODEL", sampler = "NAME", schedule = "NAME", guide = "NAME", size = "WxH", seconds = "SECONDS",
+  output = "FILE", list = "A,B,...",
+}
+
+local function default_text(spec)
+  if spec.required then return "required" end
+  if spec.from_model then return "default: the model's" end
+  local d = spec.default
+  if d == nil or d == "" then return nil end
+  if type(d) == "boolean" then return "default: " .. (d and "yes" or "no") end
+  if type(d) == "table" then
+    return "default: " .. (d.width and ("%dx%d"):format(d.width, d.height) or table.concat(d, ","))
+  end
+  return "default: " .. tostring(d)
+end
+
+-- The text of --help: one parameter a line, with range and default.
+function M.help(plugin)
+  local all, names = M.params(plugin)
+  local lines, rows, wide = {}, {}, 0
+  lines[1] = plugin.name .. (plugin.help and ": " .. plugin.help or "")
+  local usage = { "melies run " .. plugin.name }
+  for _, name in ipairs(names) do
+    local spec = all[name]
+    type_of(spec, name, plugin.name)
+    local flag = (spec.short and "-" .. spec.short .. ", " or "") .. "--" .. name
+    if spec[1] == "boolean" then flag = flag .. " | --no-" .. name
+    elseif spec[1] == "enum" then flag = flag .. " " .. table.concat(spec.choices, "|")
+    else flag = flag .. " " .. metavar[spec[1]] end
+    if spec.required then usage[#usage + 1] = ("--%s %s"):format(name, metavar[spec[1]] or "X") end
+    local notes = {}
+    notes[#notes + 1] = range_text(spec)
+    notes[#notes + 1] = default_text(spec)
+    local note = #notes > 0 and (" (" .. table.concat(notes, "; ") .. ")") or ""
+    rows[#rows + 1] = { flag, (spec.help or "") .. note }
+    wide = math.max(wide, #flag)
+  end
+  lines[2] = ""
+  lines[3] = "  " .. table.concat(usage, " ") .. " -o FILE"
+  lines[4] = ""
+  for _, row in ipairs(rows) do lines[#lines + 1] = ("  %-" .. wide .. "s  %s"):format(row[1], row[2]) end
+  for _, name in ipairs(names) do
+    if plugin_kinds[all[name][1]] then
+      lines[#lines + 1] = ""
+      lines[#lines + 1] = ("A %s's own parameters are given as --%s.NAME VALUE."):format(all[name][1], name)
+      break
+    end
+  end
+  return table.concat(lines, "\n")
+end
+
+-- ---- checking ------------------------------------------------------------------------------------
+
+-- The parameters of the plugin that `values` chose for `name` ("sampler"), given as ["sampler.eta"], checked against
+-- the plugin's own declaration. A table, or nil and a message.
+function M.plugin_params(all, values, name)
+  local out, prefix, found = {}, name .. ".", false
+  for key in pairs(values) do found = found or key:sub(1, #prefix) == prefix end
+  if not found then return out end
+  local choice = values[name]
+  local plugin = type(choice) == "table" and choice
+    or (choice and require("melies.registry").get(all[name][1], choice))
+  if not plugin then return nil, ("%s* is given, but no %s is chosen"):format(prefix, name) end
+  local known = {}
+  for key in pairs(plugin.params or {}) do known[#known + 1] = prefix .. key end
+  for key, value in pairs(values) do
+    if key:sub(1, #prefix) == prefix then
+      local short = key:sub(#prefix + 1)
+      local spec = (plugin.params or {})[short]
+      if not spec then
+        return nil, ("%s: the %s '%s' has no such parameter%s"):format(key, name, plugin.name, lib.suggest(key, known))
+      end
+      local got, message = coerce(key, value, spec, plugin.name)
+      if got == nil then return nil, message end
+      out[short] = got
+    end
+  end
+  return out
+end
+
+-- given: name -> value, in its type or as text. Returns all values with defaults, each in its type.
+function M.check(plugin, given)
+  local all, names = M.params(plugin)
+  local values = {}
+  for key, value in pairs(given) do
+    local head = type(key) == "string" and key:match("^([%w_]+)%.")
+    if head and all[head] and plugin_kinds[all[head][1]] then
+      values[key] = value
+    elseif not all[key] then
+      return nil, ("%s: unknown parameter '%s'%s"):format(plugin.name, tostring(key),
+        lib.suggest(tostring(key), names)), M.USAGE
+    end
+  end
+  for _, name in ipairs(names) do
+    local spec, value = all[name], given[name]
+    if value == nil then value = spec.default end
+    if value == nil and spec.required then
+      return nil, ("%s: %s is needed (%s)"):format(plugin.name, name, spec.help or spec[1]), M.USAGE
+    end
+    if value ~= nil then
+      local got, message = coerce(name, value, spec, plugin.name)
+      if got == nil then return nil, ("%s: %s"):format(plugin.name, message), M.USAGE end
+      values[name] = got
+    end
+  end
+  for name, spec in pairs(all) do
+    if plugin_kinds[spec[1]] and (values[name] or not spec.from_model) then
+      local ok, message = M.plugin_params(all, values, name)
+      if not ok then return nil, ("%s: %s"):format(plugin.name, message), M.USAGE end
+    end
+  end
+  for name, spec in pairs(all) do
+    local kind = spec[1]
+    if values[name] and (kind == "file" or kind == "image" or kind == "video") then
+      local ok, message = readable(values[name])
+      if not ok then return nil, ("%s: %s: %s"):format(plugin.name, name, message), M.FAILED end
+    end
+  end
+  return values
+end
+
+-- Command-line words into a table of texts.
+local function words(plugin, argv)
+  local all, names = M.params(plugin)
+  local given, shorts = {}, {}
+  for name, spec in pairs(all) do if spec.short then shorts[spec.short] = name end end
+  local i = 1
+  while i <= #argv do
+    local word = argv[i]
+    local name, value = word:match("^%-%-([^=]+)=(.*)$")
+    name = name or word:match("^%-%-(.+)$")
+    if not name and word:match("^%-%a$") then name = shorts[word:sub(2)] or word end
+    if not name then
+      return nil, ("%s: '%s' is not a parameter; give values as --name value"):format(plugin.name, word)
+    end
+    name = name:gsub("%-", "_")
+    local negated = not all[name] and name:match("^no_(.+)$")
+    if negated and all[negated] and all[negated][1] == "boolean" and not value then
+      name, value = negated, "no"
+    end
+    local spec = all[name]
+    local head = name:match("^([%w_]+)%.")
+    if not spec and not (head and all[head] and plugin_kinds[all[head][1]]) then
+      return nil, ("%s: unknown parameter '%s'%s"):format(plugin.name, word:match("^[^=]+"), lib.suggest(name, names))
+    end
+    if given[name] ~= nil then return nil, ("%s: %s is given twice"):format(plugin.name, name) end
+    if not value and spec and spec[1] == "boolean" then
+      local follows = argv[i + 1]
+      if follows and truths[follows:lower()] ~= nil then value, i = follows, i + 1 else value = "yes" end
+    elseif not value then
+      i = i + 1
+      value = argv[i]
+      if not value then return nil, ("%s: %s wants a value"):format(plugin.name, name) end
+    end
+    given[name] = value
+    i = i + 1
+  end
+  return given
+end
+
+function M.parse(plugin, argv)
+  for _, word in ipairs(argv) do
+    if word == "--help" or word == "-h" then return nil, M.help(plugin), M.OK end
+  end
+  local given, message = words(plugin, argv)
+  if not given then return nil, message, M.USAGE end
+  return M.check(plugin, given)
+end
+
+-- ---- running -------------------------------------------------------------------------------------
+
+-- values: as recipe.check gives them. opts: output=, seed= (before those of values), progress= (true: bars on the
+-- terminal; a factory { label=, total= } -> object with :step(i, note) and :finish(); false: none).
+-- The result is what the recipe returns (frames; true where that is nothing), or nil, message, exit code.
+function M.run(plugin, values, opts)
+  opts = opts or {}
+  lib.C.mel_cancel_clear()
+  local job = require("melies.job").new(plugin, values, opts)
+  local ok, result, message = xpcall(function()
+    job:begin()
+    return plugin.run(job.params, job)
+  end, function(e)
+    if type(e) == "table" then return e end
+    return { failure = tostring(e), trace = debug.traceback(tostring(e), 2) }
+  end)
+  if ok and result == nil and message ~= nil then ok, result = false, { failure = tostring(message) } end
+  job:finish(ok)
+  local canceled = lib.C.mel_canceled()
+  lib.C.mel_cancel_clear()
+  if ok then return result == nil and true or result end
+  if canceled then return nil, "canceled", M.CANCELED end
+  if result.trace and os.getenv("MELIES_TRACE") then io.stderr:write(result.trace, "\n") end
+  return nil, result.failure or tostring(result), result.code or M.FAILED
+end
+
+-- melies.run("text_to_video", { prompt = "...", output = "film.mp4" }): the recipe by name, file, or as a table.
+function M.start(recipe, given, opts)
+  local plugin = recipe
+  if type(recipe) ~= "table" then
+    local message
+    plugin, message = M.find(recipe)
+    if not plugin then return nil, message, M.USAGE end
+  end
+  local values, message, code = M.check(plugin, given or {})
+  if not values then return nil, message, code end
+  return M.run(plugin, values, opts)
+end
+
+-- A recipe in a file, or nil and a message with file and line.
+function M.load_file(path)
+  local ok, message = readable(path)
+  if not ok then return nil, "no recipe there: " .. message end
+  local chunk
+  chunk, message = loadfile(path)
+  if not chunk then return nil, message end
+  local plugin
+  ok, plugin = pcall(chunk)
+  if not ok then return nil, tostring(plugin) end
+  if type(plugin) ~= "table" or plugin.kind ~= "recipe" or type(plugin.run) ~= "function" then
+    return nil, path .. ": it does not return { kind = \"recipe\", name = ..., params = ..., run = ... }"
+  end
+  plugin.name = plugin.name or path:match("([^/]+)%.lua$") or path
+  ok, message = pcall(M.help, plugin) -- walks all declarations
+  if not ok then return nil, ("%s: %s"):format(path, message) end
+  return plugin
+end
+
+-- A recipe by name (through the plugin search path) or by file. nil, message where there is none.
+function M.find(name)
+  if type(name) ~= "string" then error("a recipe is a name, a file or a table, not a " .. type(name), 2) end
+  if name:find("/", 1, true) or name:find("%.lua$") then return M.load_file(name) end
+  local plugin, message = require("melies.registry").get("recipe", name)
+  if plugin then return plugin end
+  return nil, message .. "; melies list recipes shows them all"
+end
+
+-- Ends the recipe with a message for the user, without a trace: an expected failure (a missing file).
+function M.fail(message, code)
+  error({ failure = message, code = code }, 0)
+end
+
+return M
