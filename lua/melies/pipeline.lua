@@ -109,6 +109,14 @@ local function load_parts(model, folder, config)
   return model
 end
 
+-- Pixels to one latent value: { frames, rows, columns }.
+local function stride_of(net, settings)
+  if settings.stride or net.stride then return settings.stride or net.stride end
+  if type(net.block) == "table" then return net.block end
+  local time, space = net.time_up or net.time_down or 4, net.block or 8
+  return { time, space, space }
+end
+
 local defaults = { frames = 17, fps = 16, steps = 20, sampler = "euler", schedule = "flow", shift = 3, guide = "cfg",
                    guidance = 5 }
 
@@ -128,12 +136,11 @@ function M.load(name)
   ok, message = load_parts(model, folder, config)
   if not ok then return nil, message end
   model.space = "flow"
-  model.text_len = config.dit.text_len or 512
+  model.text_len = model.dit.text_len
   model.time_scale = config.dit.time_scale or 1000
   model.eos, model.pad = config.text_encoder.eos or 1, config.text_encoder.pad or 0
-  model.patch = config.dit.patch or { 1, 2, 2 }
-  model.stride = model.autoencoder.stride
-  model.latent_channels = config.dit.out_channels or config.dit.in_channels
+  model.patch, model.latent_channels = model.dit.patch, model.dit.out_channels
+  model.stride = stride_of(model.autoencoder, config.autoencoder)
   model.frame_grid = ("1 + %dk frames"):format(model.stride[1])
   model.defaults = {}
   for key_, value in pairs(defaults) do model.defaults[key_] = value end
@@ -218,11 +225,9 @@ end
 
 function Model:predict(x, sigma, texts)
   if x.ndim ~= 4 then error(("predict: x has %d dimensions, not [C, T, H, W]"):format(x.ndim), 2) end
-  local n, batch, times = #texts, {}, {}
-  for i = 1, n do batch[i], times[i] = x, sigma * self.time_scale end
-  local out = self.dit:forward(T.stack(batch, 1), times, context_of(self, texts))
+  local out = self.dit:forward(x:unsqueeze(1), sigma * self.time_scale, context_of(self, texts))
   local predictions = {}
-  for i = 1, n do predictions[i] = out:select(1, i) end
+  for i = 1, #texts do predictions[i] = out:select(1, i) end
   return predictions
 end
 
@@ -239,7 +244,7 @@ function Model:decode_stream(latent, sink)
   local decoder, count = self.autoencoder:decoder(), 0
   for i = 1, latent.shape[2] do
     local frames = decoder:push(latent:slice(2, i, i))
-    if frames then
+    if frames and frames.shape[1] > 0 then
       sink(frames)
       count = count + frames.shape[1]
     end
