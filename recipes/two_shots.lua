@@ -23,7 +23,7 @@ return {
       local noise = melies.tensor.lincomb { math.sqrt(p.shared), base, math.sqrt(1 - p.shared), job:noise(shape, i) }
       local denoise = job:guide(model, { text = job:encode(model, prompt), negative = negative })
       if anchor then denoise = melies.consistency.hold_first(denoise, model, anchor, noise) end
-      local latent = job:sample(p.sampler, denoise, noise, job:sigmas(model), { label = "shot " .. i })
+      local latent = job:sample(p.sampler, denoise, noise, job:sigmas(model), { label = "shot " .. i, stream = i })
       if anchor then latent = melies.consistency.set_first(latent, anchor) end
       films[i] = model:decode(latent)
       anchor = p.link and model:encode_video(films[i]:slice(1, -1)) or nil

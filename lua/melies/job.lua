@@ -131,22 +131,21 @@ function Job:noise(shape, stream)
   return require("melies.tensor").noise(shape, { seed = self.seed, stream = stream or 0 })
 end
 
--- x_0 of a sampler run over sigmas, with a progress bar and a look at the cancel flag after each step.
--- opts: label=, params= (default: the job's own --sampler.*), seed=, model=, on_step(i, x).
+-- x_0 of a sampler run over sigmas, with a progress bar; a cancel ends it after the step.
+-- opts: label=, params= (default: the job's own --sampler.*), seed=, stream=, model=, space=, on_step(i, n, x, info).
 function Job:sample(sampler, denoise, x, sigmas, opts)
   opts = opts or {}
   local params = opts.params or (sampler == self.params.sampler and self:plugin_params("sampler")) or {}
   local model = opts.model or self.model
   local stage = self:progress(opts.label or "sampling", #sigmas - 1)
-  local out = require("melies.sampling").run(sampler, denoise, x, sigmas, {
-    params = params, seed = opts.seed or self.seed, space = opts.space or (model and model.space) or "flow",
-    on_step = function(i, now)
+  return require("melies.sampling").run(sampler, denoise, x, sigmas, {
+    params = params, seed = opts.seed or self.seed, stream = opts.stream,
+    space = opts.space or (model and model.space) or "flow",
+    on_step = function(i, n, now, info)
       stage:step(i)
-      if opts.on_step then opts.on_step(i, now) end
-      self:check_cancel()
+      if opts.on_step then opts.on_step(i, n, now, info) end
     end,
   })
-  return out
 end
 
 -- ---- the output ------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@
 --   recipe.check(plugin, table)        -> values | nil, message, exit code   (the same checks for a Lua table)
 --   recipe.help(plugin)                -> text
 --   recipe.run(plugin, values, opts)   -> result | nil, message, exit code   (0 is never returned with nil)
---   recipe.start(name, table, opts)    -> result | nil, message, exit code   (= melies.run)
+--   recipe.call(name, table, opts)    -> result | nil, message, exit code   (= melies.run)
 --
 -- A parameter: name = { type, required=, default=, min=, max=, choices=, of=, help=, from_model= }.
 -- Types: string, text, integer, number, boolean, enum (choices), list (of = another type; commas between), file, image,
@@ -400,7 +400,7 @@ function M.run(plugin, values, opts)
   end)
   if ok and result == nil and message ~= nil then ok, result = false, { failure = tostring(message) } end
   job:finish(ok)
-  local canceled = lib.C.mel_canceled()
+  local canceled = lib.C.mel_canceled() or (not ok and result.canceled)
   lib.C.mel_cancel_clear()
   if ok then return result == nil and true or result end
   if canceled then return nil, "canceled", M.CANCELED end
@@ -409,7 +409,7 @@ function M.run(plugin, values, opts)
 end
 
 -- melies.run("text_to_video", { prompt = "...", output = "film.mp4" }): the recipe by name, file, or as a table.
-function M.start(recipe, given, opts)
+function M.call(recipe, given, opts)
   local plugin = recipe
   if type(recipe) ~= "table" then
     local message

@@ -58,7 +58,7 @@ end)
 
 t.test("refusals name parameter, value and range", function()
   refused("prompt is needed", 2)
-  refused("unknown parameter '--stpes', did you mean 'steps'?", 2, "--prompt", "x", "--stpes", "3")
+  refused("unknown parameter '--step', did you mean 'steps'?", 2, "--prompt", "x", "--step", "3")
   refused("steps is 500, outside 1..200", 2, "--prompt", "x", "--steps", "500")
   refused("steps is '2.5'; it should be a whole number", 2, "--prompt", "x", "--steps", "2.5")
   refused("steps is 'nan'", 2, "--prompt", "x", "--steps", "nan")
@@ -162,7 +162,7 @@ t.test("recipes in files: what is wrong is told with the file", function()
   end
   local good = file("good.lua", 'return { kind = "recipe", params = {}, run = function() return 42 end }')
   t.eq(t.ok(recipe.find(good)).name, "good")
-  t.eq(recipe.start(good, {}), 42)
+  t.eq(recipe.call(good, {}), 42)
   for _, case in ipairs {
     { "syntax.lua", "return {", "syntax.lua:1" },
     { "raises.lua", "\nerror 'no'", "raises.lua" },
@@ -172,7 +172,7 @@ t.test("recipes in files: what is wrong is told with the file", function()
     local got, message = recipe.find(file(case[1], case[2]))
     t.eq(got, nil) t.ok(message:find(case[3], 1, true), message)
   end
-  local got, message, code = recipe.start(folder .. "/none.lua", {})
+  local got, message, code = recipe.call(folder .. "/none.lua", {})
   t.eq(got, nil) t.eq(code, 2) t.ok(message:find("none.lua", 1, true), message)
 end)
 
