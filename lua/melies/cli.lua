@@ -1,0 +1,354 @@
+-- The command line: global options, commands, exit codes. Results go to standard output, all else to standard error.
+-- Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+local log = require "melies.log"
+
+local cli = {}
+
+local OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+local EPIPE = 32
+
+-- Raised to end a command: { code =, message = } (message nil: nothing to say).
+local function stop(code, format, ...)
+  error({ code = code, message = format and format:format(...) }, 0)
+end
+
+-- Text to standard output. A reader that has left (`melies list | head -1`) ends the command quietly.
+local function out(text)
+  local ok, message, number = io.stdout:write(text, "\n")
+  if ok then return end
+  if number == EPIPE then stop(OK) end
+  stop(FAILED, "standard output: %s", message)
+end
+
+local function lib() return require "melies.ffi.lib" end
+
+local function suggest(name, list) return lib().suggest(name, list) end
+
+-- ---- global options ---------------------------------------------------------------------------
+
+-- "1.5G" -> bytes; units K, M, G, T of 1024, with or without B or iB. nil where it is not a size.
+function cli.size(text)
+  local number, unit = tostring(text):match "^(%d+%.?%d*)%s*([KMGTkmgt]?)i?[Bb]?$"
+  if not number then return nil end
+  local power = ({ [""] = 0, K = 1, M = 2, G = 3, T = 4 })[unit:upper()]
+  return math.floor(tonumber(number) * 1024 ^ power)
+end
+
+-- name -> { argument name or nil, check and note (settings, value) }
+local options = {
+  ["plugin-path"] = { "DIR", function(s, v) s.plugin_paths[#s.plugin_paths + 1] = v end,
+    "a folder with plugins, before all others (can be repeated)" },
+  threads = { "N", function(s, v)
+    local n = tonumber(v)
+    if not n or n ~= math.floor(n) or n < 1 or n > 1024 then
+      stop(USAGE, "--threads is '%s'; it should be a whole number, 1..1024", v)
+    end
+    s.threads = n
+  end, "threads to work with (default: one a core)" },
+  memory = { "SIZE", function(s, v)
+    local n = cli.size(v)
+    if not n or n < 1 then stop(USAGE, "--memory is '%s'; it should be a size such as 500M or 8G", v) end
+    s.memory = n
+  end, "limit on native memory, such as 8G" },
+  compute = { "DTYPE", function(s, v)
+    if v ~= "f32" and v ~= "bf16" then
+      stop(USAGE, "--compute is '%s'; it should be f32 or bf16%s", v, suggest(v, { "f32", "bf16" }))
+    end
+    s.compute = v
+  end, "f32 or bf16: how matrices are multiplied (default: bf16 where the processor has it)" },
+  quiet = { nil, function(s) s.quiet = true end, "no progress and no news, only warnings and errors" },
+  debug = { nil, function(s) s.debug = true end, "tracebacks with errors" },
+}
+local option_order = { "plugin-path", "threads", "memory", "compute", "quiet", "debug" }
+local shorts = { ["-q"] = "--quiet" }
+
+-- Takes the global option at words[i] into settings. The index after it, or nil where it is none.
+local function take_option(settings, words, i)
+  local word = shorts[words[i]] or words[i]
+  local name, value = word:match "^%-%-([%w-]+)=(.*)$"
+  name = name or word:match "^%-%-([%w-]+)$"
+  local option = name and options[name]
+  if not option then return nil end
+  if not option[1] then
+    if value then stop(USAGE, "--%s takes no value", name) end
+    option[2](settings)
+    return i + 1
+  end
+  if not value then
+    i = i + 1
+    value = words[i]
+    if not value then stop(USAGE, "--%s wants a value (%s)", name, option[1]) end
+  end
+  option[2](settings, value)
+  return i + 1
+end
+
+-- Takes the global options out of words. declared: names of the recipe's own parameters, which stand before ours.
+local function take_options(settings, words, declared)
+  local rest, i = {}, 1
+  while i <= #words do
+    local name = words[i]:match "^%-%-([%w-]+)"
+    local own = declared and name and declared[(name:gsub("%-", "_"))]
+    local after = not own and take_option(settings, words, i)
+    if after then i = after else rest[#rest + 1] = words[i] i = i + 1 end
+  end
+  return rest
+end
+
+local function apply(settings)
+  log.quiet, log.debug = settings.quiet or false, settings.debug or false
+  if settings.threads then lib().call(lib().C.mel_set_threads, settings.threads) end
+  if settings.memory then lib().C.mel_mem_set_limit(settings.memory) end
+  if settings.compute then require("melies").set_compute(settings.compute) end
+  if #settings.plugin_paths > 0 then
+    require("melies.registry").configure { plugin_paths = settings.plugin_paths }
+  end
+end
+
+-- ---- commands -------------------------------------------------------------------------------------
+
+-- Each: { usage, help line, run(words, settings) -> exit code, text of more help }.
+local commands = {}
+local command_order = { "run", "repl", "list", "info", "help", "version", "golden", "bench" }
+
+local function no_more(words, n, command)
+  if words[n + 1] then
+    local kind = words[n + 1]:sub(1, 1) == "-" and "option" or "argument"
+    local names = {}
+    for i, name in ipairs(option_order) do names[i] = "--" .. name end
+    stop(USAGE, "%s: unknown %s '%s'%s", command, kind, words[n + 1],
+      kind == "option" and suggest(words[n + 1], names) or "")
+  end
+end
+
+local function usage_of(name)
+  local lines = { "usage: melies " .. commands[name][1], commands[name][2] }
+  if commands[name][4] then lines[#lines + 1] = "" lines[#lines + 1] = commands[name][4] end
+  return table.concat(lines, "\n")
+end
+
+function cli.usage()
+  local lines = { "melies: a scriptable text-to-video toolkit", "", "usage: melies [OPTION...] COMMAND ...", "", "commands:" }
+  for _, name in ipairs(command_order) do
+    lines[#lines + 1] = ("  %-24s %s"):format(commands[name][1], commands[name][2])
+  end
+  lines[#lines + 1] = ""
+  lines[#lines + 1] = "options:"
+  for _, name in ipairs(option_order) do
+    local o = options[name]
+    lines[#lines + 1] = ("  %-24s %s"):format("--" .. name .. (o[1] and " " .. o[1] or ""), o[3])
+  end
+  lines[#lines + 1] = ""
+  lines[#lines + 1] = "melies run text_to_video --prompt \"a red ball rolls to the right\" -o film.mp4"
+  lines[#lines + 1] = "melies run RECIPE --help shows a recipe's parameters; melies help TOPIC explains a plugin or function."
+  return table.concat(lines, "\n")
+end
+
+-- A broken plugin of the wanted name or folder is told where it lies, not hidden behind "not found".
+local function find_recipe(name)
+  local recipe = require "melies.recipe"
+  local plugin, message = recipe.find(name)
+  if plugin then return plugin end
+  local is_file = name:find("/", 1, true) or name:find "%.lua$"
+  for _, problem in ipairs(require("melies.registry").problems()) do
+    if not is_file and problem.path:match "([^/]+)%.lua$" == name then
+      stop(FAILED, "%s:%d: %s", problem.path, problem.line or 0, problem.message)
+    end
+  end
+  stop(is_file and FAILED or USAGE, "%s", message)
+end
+
+commands.run = { "run RECIPE [--NAME VALUE...]", "run a recipe: a name (melies list recipes) or a Lua file",
+  function(words, settings)
+    if words[1] == "--help" or words[1] == "-h" then out(usage_of "run") return OK end
+    -- options of the program may stand before the recipe's name; --plugin-path says where it is looked for
+    local early = { plugin_paths = {} }
+    local names = take_options(early, words)
+    local name
+    for i, word in ipairs(words) do
+      if word == names[1] then name = table.remove(words, i) break end
+    end
+    if not name or name:sub(1, 1) == "-" then
+      stop(USAGE, "run: which recipe? melies list recipes shows them")
+    end
+    for _, path in ipairs(early.plugin_paths) do settings.plugin_paths[#settings.plugin_paths + 1] = path end
+    apply(settings)
+    local recipe = require "melies.recipe"
+    local plugin = find_recipe(name)
+    local declared = recipe.params(plugin)
+    early = { plugin_paths = {} }
+    words = take_options(early, words, declared)
+    early.plugin_paths = settings.plugin_paths
+    for key, value in pairs(early) do settings[key] = value end
+    apply(settings)
+
+    local values, message, code = recipe.parse(plugin, words)
+    if not values and code == OK then out(message) return OK end
+    if not values then stop(code, "%s", message) end
+    local result
+    result, message, code = recipe.run(plugin, values, { progress = not settings.quiet })
+    if result == nil and (message or code) then
+      if code == INTERRUPTED then stop(INTERRUPTED, "interrupted") end
+      stop(code or FAILED, "%s", message)
+    end
+    if values.output then
+      out(values.output)
+    elseif require("melies.show").is_tensor(result) then
+      require "melies.show"(result)
+      log.say("melies: not saved; -o FILE says where to")
+    end
+    return OK
+  end, "melies run RECIPE --help shows the recipe's parameters with their ranges and defaults." }
+
+commands.repl = { "repl", "a Lua prompt with everything loaded; lines from standard input where it is no terminal",
+  function(words)
+    no_more(words, 0, "repl")
+    return require("melies.repl").run()
+  end }
+
+local function first_line(text) return (tostring(text or ""):match "^[^\n]*") end
+
+commands.list = { "list [KIND]", "every plugin: samplers, schedules, guides, recipes, and where it comes from",
+  function(words)
+    local registry = require "melies.registry"
+    local kinds, kind = registry.kinds(), words[1]
+    no_more(words, 1, "list")
+    if kind then
+      local names = {}
+      for i, k in ipairs(kinds) do names[i] = k .. "s" end
+      local found
+      for _, k in ipairs(kinds) do if kind == k or kind == k .. "s" then found = k end end
+      if not found then
+        stop(USAGE, "list: no kind '%s'%s (%s)", kind, suggest(kind, names), table.concat(names, ", "))
+      end
+      kinds = { found }
+    end
+    for i, k in ipairs(kinds) do
+      if #kinds > 1 then out((i > 1 and "\n" or "") .. k .. "s") end
+      for _, entry in ipairs(registry.list(k)) do
+        out(("  %-22s %-12s %s"):format(entry.name, entry.origin, first_line(entry.help)))
+        for _, path in ipairs(entry.shadows or {}) do out(("  %-22s stands before %s"):format("", path)) end
+      end
+    end
+    for _, problem in ipairs(registry.problems()) do
+      local where = problem.line and problem.line > 0 and ("%s:%d"):format(problem.path, problem.line) or problem.path
+      log.warn("skipped %s: %s", where, problem.message)
+    end
+    return OK
+  end }
+
+commands.info = { "info FILE...", "what a film, an image or a file of weights holds",
+  function(words)
+    if #words == 0 then stop(USAGE, "info: which file?") end
+    local code = OK
+    for i, path in ipairs(words) do
+      local text, message = require("melies.info").of(path)
+      if text then
+        out((#words > 1 and (i > 1 and "\n" or "") .. path .. "\n" or "") .. text)
+      else
+        log.fail("%s", message)
+        code = FAILED
+      end
+    end
+    return code
+  end }
+
+commands.help = { "help [TOPIC]", "this, or about a command, a plugin, a function",
+  function(words)
+    local topic = words[1]
+    no_more(words, 1, "help")
+    if not topic then out(cli.usage()) return OK end
+    local text = commands[topic] and usage_of(topic) or require("melies.help").about(topic, {})
+    if text then out(text) return OK end
+    local names = {}
+    for i, name in ipairs(command_order) do names[i] = name end
+    for _, entry in ipairs(require("melies.registry").list()) do names[#names + 1] = entry.name end
+    stop(USAGE, "help: nothing is known about '%s'%s", topic, suggest(topic, names))
+  end }
+
+commands.version = { "version", "versions of melies and of what it stands on",
+  function(words)
+    no_more(words, 0, "version")
+    out(require("melies.info").versions())
+    return OK
+  end }
+
+-- The command that a module brings: module.main(words) -> exit code, message.
+local function from_module(name)
+  return function(words)
+    local file = package.searchpath("melies." .. name, package.path)
+    if not file then stop(FAILED, "%s is not part of this installation", name) end
+    local code, message = require("melies." .. name).main(words)
+    if message then stop(code or FAILED, "%s", message) end
+    return code or OK
+  end
+end
+commands.golden = { "golden DIR", "check this build against every reference fixture in a folder", from_module "golden" }
+commands.bench = { "bench", "measure speed and memory beside this machine's own limits", from_module "bench" }
+
+-- ---- main -----------------------------------------------------------------------------------------
+
+local function run(words)
+  local settings = { plugin_paths = {} }
+  local i = 1
+  while words[i] and words[i]:sub(1, 1) == "-" do
+    if words[i] == "-h" or words[i] == "--help" then out(cli.usage()) return OK end
+    if words[i] == "--version" or words[i] == "-V" then return commands.version[3] {} end
+    local after = take_option(settings, words, i)
+    if not after then
+      local names = { "--help", "--version" }
+      for _, name in ipairs(option_order) do names[#names + 1] = "--" .. name end
+      stop(USAGE, "unknown option '%s'%s", words[i], suggest(words[i], names))
+    end
+    i = after
+  end
+  log.quiet, log.debug = settings.quiet or false, settings.debug or false
+  local name = words[i]
+  if not name then
+    io.stderr:write(cli.usage(), "\n")
+    return USAGE
+  end
+  local command = commands[name]
+  if not command then
+    local hint = suggest(name, command_order)
+    if hint == "" and name:find "%.lua$" then hint = ("; melies run %s runs a recipe"):format(name) end
+    stop(USAGE, "unknown command '%s'%s", name, hint ~= "" and hint or "; melies help shows them")
+  end
+  local rest = {}
+  for k = i + 1, #words do rest[#rest + 1] = words[k] end
+  if name ~= "run" then
+    if rest[1] == "--help" or rest[1] == "-h" then out(usage_of(name)) return OK end
+    rest = take_options(settings, rest)
+    apply(settings)
+  end
+  return command[3](rest, settings)
+end
+
+local function canceled()
+  local loaded = package.loaded["melies.ffi.lib"]
+  return type(loaded) == "table" and loaded.C.mel_canceled()
+end
+
+-- Runs the words of the command line; returns the exit code. Says what went wrong, in one line.
+function cli.main(words)
+  local trace
+  local ok, result = xpcall(run, function(e)
+    if type(e) ~= "table" then trace = debug.traceback(tostring(e), 2) end
+    return e
+  end, words)
+  if package.loaded["melies.progress"] then package.loaded["melies.progress"].reset() end
+  if ok then return result end
+  if type(result) == "table" and result.code then
+    if result.message then log.fail("%s", (result.message:gsub("%s*\n%s*", "; "))) end
+    return result.code
+  end
+  if canceled() then
+    log.fail("interrupted")
+    return INTERRUPTED
+  end
+  local text = type(result) == "table" and (result.failure or result.text or result.message) or result
+  log.fail("%s", log.debug and trace or (tostring(text):gsub("%s*\n%s*", "; ")))
+  return type(result) == "table" and tonumber(result.exit) or FAILED
+end
+
+return cli

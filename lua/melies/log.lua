@@ -1,0 +1,27 @@
+-- Messages for people: all to stderr, one line each, and out of the way of a progress line.
+local log = {
+  quiet = false, -- --quiet: only warnings and errors
+  debug = false, -- --debug: tracebacks
+}
+
+-- A progress line that is on the screen registers here how to take it away and bring it back.
+log.guard = { hide = function() end, show = function() end }
+
+local function write(text)
+  log.guard.hide()
+  io.stderr:write(text, "\n")
+  log.guard.show()
+end
+
+-- log.say(format, ...): news that --quiet silences.
+function log.say(format, ...)
+  if not log.quiet then write(format:format(...)) end
+end
+
+-- log.warn(format, ...): something a person should know although the work goes on.
+function log.warn(format, ...) write("melies: warning: " .. format:format(...)) end
+
+-- log.fail(format, ...): why it ends.
+function log.fail(format, ...) write("melies: " .. format:format(...)) end
+
+return log
