@@ -19,39 +19,30 @@ static lua_State *lua; // the state of the read_line that is under way
 static int completer = LUA_NOREF;
 static bool interrupted;
 
-static char *give_prompt(EditLine *el)
-{
+static char *give_prompt(EditLine *el) {
     (void)el;
     return prompt;
 }
 
 // One character from the terminal. 0 at the end of input, -1 on Ctrl-C and on errors.
-static int read_key(EditLine *el, wchar_t *out)
-{
+static int read_key(EditLine *el, wchar_t *out) {
     mbstate_t state;
     memset(&state, 0, sizeof state);
     for (;;) {
         switch (host_wait_input(STDIN_FILENO)) {
-        case HOST_INTERRUPT:
-            interrupted = true;
-            return -1;
-        case HOST_RESIZE:
-            el_resize(el);
-            continue;
+        case HOST_INTERRUPT: interrupted = true; return -1;
+        case HOST_RESIZE: el_resize(el); continue;
         case HOST_CONTINUE:
             el_set(el, EL_PREP_TERM, 1);
             el_set(el, EL_REFRESH);
             continue;
-        case HOST_INPUT:
-            break;
+        case HOST_INPUT: break;
         }
         char byte;
         ssize_t n = read(STDIN_FILENO, &byte, 1);
-        if (n == 0)
-            return 0;
+        if (n == 0) return 0;
         if (n < 0) {
-            if (errno == EINTR || errno == EAGAIN)
-                continue;
+            if (errno == EINTR || errno == EAGAIN) continue;
             return -1;
         }
         size_t used = mbrtowc(out, &byte, 1, &state);
@@ -59,14 +50,12 @@ static int read_key(EditLine *el, wchar_t *out)
             memset(&state, 0, sizeof state);
             continue;
         }
-        if (used != (size_t)-2)
-            return 1;
+        if (used != (size_t)-2) return 1;
     }
 }
 
 // ---- completion -----------------------------------------------------------------------------
-static size_t common_prefix(lua_State *L, int list, int count)
-{
+static size_t common_prefix(lua_State *L, int list, int count) {
     size_t length = 0;
     const char *first = NULL;
     for (int i = 1; i <= count; i++) {
@@ -87,9 +76,10 @@ static size_t common_prefix(lua_State *L, int list, int count)
     return length;
 }
 
-static void print_columns(lua_State *L, int list, int count)
-{
-    enum { SHOWN = 120 };
+static void print_columns(lua_State *L, int list, int count) {
+    enum {
+        SHOWN = 120
+    };
     struct winsize w;
     int width = ioctl(STDOUT_FILENO, TIOCGWINSZ, &w) == 0 && w.ws_col > 0 ? w.ws_col : 80;
     int longest = 1, shown = count < SHOWN ? count : SHOWN;
@@ -112,16 +102,13 @@ static void print_columns(lua_State *L, int list, int count)
         }
         fputc('\n', stdout);
     }
-    if (shown < count)
-        fprintf(stdout, "... and %d more\n", count - shown);
+    if (shown < count) fprintf(stdout, "... and %d more\n", count - shown);
     fflush(stdout);
 }
 
-static unsigned char on_tab(EditLine *el, int key)
-{
+static unsigned char on_tab(EditLine *el, int key) {
     (void)key;
-    if (completer == LUA_NOREF)
-        return CC_ERROR;
+    if (completer == LUA_NOREF) return CC_ERROR;
     lua_State *L = lua;
     int top = lua_gettop(L);
     const LineInfo *line = el_line(el);
@@ -148,8 +135,7 @@ static unsigned char on_tab(EditLine *el, int key)
     return answer;
 }
 
-int host_set_completer(lua_State *L)
-{
+int host_set_completer(lua_State *L) {
     luaL_checktype(L, 1, LUA_TFUNCTION);
     lua_settop(L, 1);
     luaL_unref(L, LUA_REGISTRYINDEX, completer);
@@ -158,17 +144,13 @@ int host_set_completer(lua_State *L)
 }
 
 // ---- lines ------------------------------------------------------------------------------------
-static bool start(void)
-{
-    if (editor)
-        return true;
+static bool start(void) {
+    if (editor) return true;
     setlocale(LC_CTYPE, "");
-    if (MB_CUR_MAX == 1)
-        setlocale(LC_CTYPE, "C.UTF-8");
+    if (MB_CUR_MAX == 1) setlocale(LC_CTYPE, "C.UTF-8");
     editor = el_init("melies", stdin, stdout, stderr);
     past = history_init();
-    if (!editor || !past)
-        return false;
+    if (!editor || !past) return false;
     HistEvent event;
     history(past, &event, H_SETSIZE, 5000);
     history(past, &event, H_SETUNIQUE, 1);
@@ -188,11 +170,9 @@ static bool start(void)
     return true;
 }
 
-int host_read_line(lua_State *L)
-{
+int host_read_line(lua_State *L) {
     const char *text = luaL_checkstring(L, 1);
-    if (!start())
-        return luaL_error(L, "line editing could not start: not enough memory");
+    if (!start()) return luaL_error(L, "line editing could not start: not enough memory");
     size_t n = strlen(text);
     n = n < sizeof prompt - 1 ? n : sizeof prompt - 1;
     memcpy(prompt, text, n);
@@ -218,27 +198,21 @@ int host_read_line(lua_State *L)
         return 2;
     }
     size_t length = strlen(line);
-    if (length > 0 && line[length - 1] == '\n')
-        length--;
+    if (length > 0 && line[length - 1] == '\n') length--;
     lua_pushlstring(L, line, length);
     return 1;
 }
 
-int host_add_history(lua_State *L)
-{
+int host_add_history(lua_State *L) {
     const char *text = luaL_checkstring(L, 1);
     HistEvent event;
-    if (start() && *text)
-        history(past, &event, H_ENTER, text);
+    if (start() && *text) history(past, &event, H_ENTER, text);
     return 0;
 }
 
-void host_edit_finish(void)
-{
-    if (editor)
-        el_end(editor);
-    if (past)
-        history_end(past);
+void host_edit_finish(void) {
+    if (editor) el_end(editor);
+    if (past) history_end(past);
     editor = NULL;
     past = NULL;
 }

@@ -16,7 +16,12 @@ void host_interrupt_start(lua_State *L);
 void host_interrupt_clear(void);
 // Waits for a byte or the end of input on fd while SIGINT, SIGWINCH and SIGCONT may end the wait; no signal can slip
 // in between the look at the flags and the wait.
-typedef enum host_wake { HOST_INPUT, HOST_INTERRUPT, HOST_RESIZE, HOST_CONTINUE } host_wake;
+typedef enum host_wake {
+    HOST_INPUT,
+    HOST_INTERRUPT,
+    HOST_RESIZE,
+    HOST_CONTINUE
+} host_wake;
 host_wake host_wait_input(int fd);
 
 // ---- edit.c -------------------------------------------------------------------------------

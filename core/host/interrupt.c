@@ -2,6 +2,7 @@
 // raises "interrupted" in Lua code that has not reacted a moment later (loops that call nothing native). A
 // second press while the first is still unanswered ends the program with 130.
 // Loops that LuaJIT has compiled do not look at hooks: the REPL therefore interprets what is typed at its prompt.
+#define _GNU_SOURCE // ppoll
 #include "host.h"
 
 #include <errno.h>
@@ -24,15 +25,13 @@ static bool have_terminal;
 // Native work gets this long to notice the flag by itself, so that it can end in good order.
 static const double grace_s = 0.2;
 
-static double now(void)
-{
+static double now(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-static void on_hook(lua_State *L, lua_Debug *ar)
-{
+static void on_hook(lua_State *L, lua_Debug *ar) {
     (void)ar;
     if (!mel_canceled()) {
         lua_sethook(L, NULL, 0, 0);
@@ -42,14 +41,12 @@ static void on_hook(lua_State *L, lua_Debug *ar)
     }
 }
 
-static void on_interrupt(int number)
-{
+static void on_interrupt(int number) {
     int saved = errno;
     if (!pthread_equal(pthread_self(), main_thread)) {
         pthread_kill(main_thread, number); // the hook may only be set by the thread that runs Lua
     } else if (mel_canceled() && now() - pressed_at > grace_s) {
-        if (have_terminal)
-            tcsetattr(STDIN_FILENO, TCSANOW, &terminal);
+        if (have_terminal) tcsetattr(STDIN_FILENO, TCSANOW, &terminal);
         _exit(130);
     } else {
         if (!mel_canceled()) // else the same press, hastily repeated
@@ -60,20 +57,17 @@ static void on_interrupt(int number)
     errno = saved;
 }
 
-static void on_resize(int number)
-{
+static void on_resize(int number) {
     (void)number;
     resized = 1;
 }
 
-static void on_continue(int number)
-{
+static void on_continue(int number) {
     (void)number;
     continued = 1;
 }
 
-static void handle(int number, void (*handler)(int))
-{
+static void handle(int number, void (*handler)(int)) {
     struct sigaction action;
     memset(&action, 0, sizeof action);
     action.sa_handler = handler;
@@ -81,8 +75,7 @@ static void handle(int number, void (*handler)(int))
     sigaction(number, &action, NULL);
 }
 
-void host_interrupt_start(lua_State *L)
-{
+void host_interrupt_start(lua_State *L) {
     lua = L;
     main_thread = pthread_self();
     have_terminal = tcgetattr(STDIN_FILENO, &terminal) == 0;
@@ -92,14 +85,12 @@ void host_interrupt_start(lua_State *L)
     handle(SIGCONT, on_continue);
 }
 
-void host_interrupt_clear(void)
-{
+void host_interrupt_clear(void) {
     lua_sethook(lua, NULL, 0, 0);
     mel_cancel_clear();
 }
 
-host_wake host_wait_input(int fd)
-{
+host_wake host_wait_input(int fd) {
     sigset_t block, before;
     sigemptyset(&block);
     sigaddset(&block, SIGINT);
@@ -122,9 +113,8 @@ host_wake host_wait_input(int fd)
             wake = HOST_CONTINUE;
             break;
         }
-        struct pollfd p = { .fd = fd, .events = POLLIN };
-        if (ppoll(&p, 1, NULL, &before) >= 0 || errno != EINTR)
-            break;
+        struct pollfd p = {.fd = fd, .events = POLLIN};
+        if (ppoll(&p, 1, NULL, &before) >= 0 || errno != EINTR) break;
     }
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     return wake;

@@ -10,19 +10,17 @@
 #include <string.h>
 #include <unistd.h>
 
-static int clear_interrupt(lua_State *L)
-{
+static int clear_interrupt(lua_State *L) {
     (void)L;
     host_interrupt_clear();
     return 0;
 }
 
 // require "melies.host": there only in this program.
-static int open_host(lua_State *L)
-{
+static int open_host(lua_State *L) {
     const host_paths *paths = lua_touserdata(L, lua_upvalueindex(1));
-    static const luaL_Reg functions[] = { { "read_line", host_read_line }, { "add_history", host_add_history },
-        { "set_completer", host_set_completer }, { "clear_interrupt", clear_interrupt }, { NULL, NULL } };
+    static const luaL_Reg functions[] = {{"read_line", host_read_line}, {"add_history", host_add_history},
+        {"set_completer", host_set_completer}, {"clear_interrupt", clear_interrupt}, {NULL, NULL}};
     lua_newtable(L);
     luaL_register(L, NULL, functions);
     lua_pushstring(L, paths->executable);
@@ -33,8 +31,7 @@ static int open_host(lua_State *L)
 }
 
 // Runs protected: sets package.path, then returns require("melies.cli").main(arguments), an exit code.
-static int start(lua_State *L)
-{
+static int start(lua_State *L) {
     host_paths *paths = lua_touserdata(L, 1);
     char **argv = lua_touserdata(L, 2);
     luaL_openlibs(L);
@@ -68,25 +65,21 @@ static int start(lua_State *L)
 }
 
 // Output that could not be written is a failure, unless its reader has left (a closed pipe): then all is well.
-static int finish_output(int code)
-{
+static int finish_output(int code) {
     errno = 0;
     bool failed = fflush(stdout) != 0;
     int reason = errno;
-    if (!failed && !ferror(stdout))
-        return code;
-    struct pollfd p = { .fd = STDOUT_FILENO, .events = POLLOUT };
-    if (reason == EPIPE || (poll(&p, 1, 0) == 1 && (p.revents & POLLERR)))
-        return code;
-    fprintf(stderr, "melies: the output could not be written%s%s\n", reason ? ": " : "",
-        reason ? strerror(reason) : "");
+    if (!failed && !ferror(stdout)) return code;
+    struct pollfd p = {.fd = STDOUT_FILENO, .events = POLLOUT};
+    if (reason == EPIPE || (poll(&p, 1, 0) == 1 && (p.revents & POLLERR))) return code;
+    fprintf(
+        stderr, "melies: the output could not be written%s%s\n", reason ? ": " : "", reason ? strerror(reason) : "");
     return code == 0 ? 1 : code;
 }
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
     static host_paths paths;
-    static char *none[] = { NULL, NULL };
+    static char *none[] = {NULL, NULL};
     char message[2 * HOST_PATH_MAX];
     if (!host_find_paths(&paths, message, sizeof message)) {
         fprintf(stderr, "melies: %s\n", message);

@@ -342,7 +342,7 @@ function cli.main(words)
     if result.message then log.fail("%s", (result.message:gsub("%s*\n%s*", "; "))) end
     return result.code
   end
-  if canceled() then
+  if canceled() or (type(result) == "table" and result.canceled) then
     log.fail("interrupted")
     return INTERRUPTED
   end

@@ -125,7 +125,7 @@ local function parameters(text, brace_at, env)
   local fn = help.lookup(callee, env)
   local method = callee:match ":([%a_][%w_]*)$"
   if type(fn) ~= "function" and method then
-    local ok, found = pcall(function() return require("melies.tensor")[method] end)
+    local ok, found = pcall(function() return require("melies.tensor").methods[method] end)
     fn = ok and found or nil
   end
   if type(fn) == "function" then
@@ -154,19 +154,12 @@ local function fields(value, only_functions)
     end
     local meta = getmetatable(t)
     if type(meta) == "table" then add(rawget(meta, "__index")) end
-    -- a table whose fields come on first use may say their names
-    if type(meta) == "table" and type(rawget(meta, "__names")) == "function" then
-      for _, name in ipairs(meta.__names(t)) do out[#out + 1] = name end
-    end
   end
   if type(value) == "string" then add(string) return out end
   if require("melies.show").is_tensor(value) then
     for _, name in ipairs(only_functions and {} or tensor_fields) do out[#out + 1] = name end
     local ok, T = pcall(require, "melies.tensor")
-    if ok then
-      add(T.Tensor or T.methods or T)
-      if T.index then add(T.index) end
-    end
+    if ok then add(T.methods) end
     return out
   end
   add(value)

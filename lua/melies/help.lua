@@ -126,7 +126,7 @@ function help.about(name, env)
   for _, try in ipairs {
     function() return help.lookup(name, env) end,
     function() return help.lookup((name:gsub("^melies[.:]?", "")), require "melies") end,
-    function() return require("melies.tensor")[name] end,
+    function() return require("melies.tensor").methods[name:match "[%w_]+$"] end,
   } do
     local ok, found = pcall(try)
     if ok and found ~= nil then value = found break end

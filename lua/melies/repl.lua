@@ -154,7 +154,7 @@ function Session:protect(fn, always_time)
   end))
   local took = term.now() - began
   require("melies.progress").reset()
-  if canceled() then
+  if canceled() or (not ok and type(results[1]) == "table" and rawget(results[1], "canceled")) then
     clear_interrupt()
     self.failed, self.interrupted = true, true
     self.fail("interrupted")
