@@ -1,0 +1,181 @@
+-- Fixtures of whole models (golden.lua). bf16: the limit of the relative L2 error of outputs and intermediates.
+local melies = require "melies"
+local T = melies.tensor
+
+local function source(json)
+  local s = json.source or {}
+  return (s.repo or "") .. "/" .. (s.file or "")
+end
+local function called(json, start)
+  return type(json["function"]) == "string" and json["function"]:sub(1, #start) == start
+end
+
+local function load(fixture, model, config)
+  return require("melies.models." .. model).load(fixture:weights(), config, { compute = fixture.compute })
+end
+
+-- ---- the diffusion transformer ----------------------------------------------------------------------------------
+
+local function wan_dit(fixture)
+  local json = fixture.json
+  local net = load(fixture, "wan_dit", json.config)
+  for number, case in ipairs(json.cases) do
+    local at = ("case%d."):format(number - 1)
+    local t = fixture:get(at .. "t"):list()
+    for sample = 1, #case.latents do
+      local here = ("%ssample%d."):format(at, sample - 1)
+      local latent, text = fixture:get(here .. "latent"):unsqueeze(1), fixture:get(here .. "text")
+      local seen, plain, short = fixture.traced(net, function()
+        local a = net:forward(latent, { t[sample] }, net:context({ text }, { plain = true }))
+        net.trace = nil
+        return a, net:forward(latent, { t[sample] }, net:context { text })
+      end)
+      -- Rows that only pad the batch of the original are left out.
+      local names = {}
+      for name in pairs(seen) do names[#names + 1] = name end
+      table.sort(names)
+      for _, name in ipairs(names) do
+        local want, got = fixture:get(at .. name), seen[name][1]
+        if want then
+          want = want:slice(1, sample, sample)
+          if want.shape[2] > got.shape[2] then want = want:slice(2, 1, got.shape[2]) end
+          fixture:close(("%s%s[%d]"):format(at, name, sample - 1), got, want)
+        end
+      end
+      local want = fixture:get(here .. "output"):unsqueeze(1)
+      fixture:close(here .. "output", plain, want)
+      fixture:close(here .. "output, padding as one key", short, want)
+    end
+  end
+  local probe = fixture:get("rope_probe_in")
+  if probe then
+    local grid = fixture:get("rope_probe_grid"):list()
+    local cos, sin = require("melies.models.wan_dit").rope_tables(probe.shape[4], grid[1], grid[2], grid[3], 0)
+    fixture:close("rope_probe_out", probe:rope(cos, sin, { interleaved = true }), fixture:get("rope_probe_out"))
+  end
+end
+
+-- ---- text encoders ----------------------------------------------------------------------------------------------
+
+local function t5(fixture)
+  local json = fixture.json
+  local module = require "melies.models.t5"
+  local net = load(fixture, "t5", json.config)
+  local ids, mask = fixture:get("ids"), fixture:get("mask")
+  local seen, output = fixture.traced(net, function() return net:forward(ids, mask) end)
+  local names = {}
+  for name in pairs(seen) do names[#names + 1] = name end
+  table.sort(names)
+  for _, name in ipairs(names) do
+    local want = fixture:get(name)
+    if want then fixture:close(name, seen[name][1], want) end
+  end
+  fixture:close("output", output, fixture:get("output"))
+  local lengths = mask:to("f32"):sum(2):list()
+  local flat = ids:list()
+  for i, length in ipairs(lengths) do
+    local one = {}
+    for j = 1, length do one[j] = flat[(i - 1) * ids.shape[2] + j] end
+    local name = "output_valid_" .. (i - 1)
+    fixture:close(name .. ", unpadded", net:encode(one), fixture:get(name))
+  end
+  fixture:close("long_output", net:encode(fixture:get("long_ids"):list()), fixture:get("long_output"))
+
+  if fixture.compute ~= "f32" then return end
+  local offsets, buckets = fixture:get("bucket_rel_pos"), {}
+  for i, offset in ipairs(offsets:list()) do buckets[i] = module.bucket(offset, net.buckets, net.max_distance) end
+  fixture:equal("bucket_index", T.of(buckets, { #buckets }, "i64"), fixture:get("bucket_index"))
+  local file, renamed = fixture:weights(), {}
+  for name, hf in pairs(json.hf_key_map or {}) do renamed[hf] = file:get(name) end
+  if next(renamed) then
+    local again = module.load(renamed, json.config, { compute = fixture.compute })
+    fixture:close("output, Hugging Face's names", again:forward(ids, mask), fixture:get("output"))
+  end
+end
+
+-- ---- autoencoders -----------------------------------------------------------------------------------------------
+
+-- TAEHV's fixtures lie frame, channel, row, column.
+local function to_frames(x) return x:permute(1, 3, 4, 2):contiguous() end
+local function swap(x) return x:permute(2, 1, 3, 4):contiguous() end
+
+local function compare_frames(fixture, seen, prefix, arrange)
+  local names = {}
+  for name in pairs(seen) do names[#names + 1] = name end
+  table.sort(names)
+  for _, name in ipairs(names) do
+    local want = fixture:get(prefix .. name)
+    if want then
+      fixture:close(prefix .. name, arrange(T.concat(seen[name], 1)), want)
+    end
+    local counts = prefix ~= "" and fixture:get(prefix:gsub("cat", "chunk_frames") .. name)
+    if counts and fixture.compute == "f32" then
+      local got = {}
+      for i, part in ipairs(seen[name]) do got[i] = part.shape[1] end
+      fixture:equal(prefix:gsub("cat", "chunk_frames") .. name, T.of(got, { #got }, "i64"), counts)
+    end
+  end
+end
+
+local function taehv(fixture)
+  local net = load(fixture, "taehv", {})
+  local seen, latent = fixture.traced(net, function() return net:encode(to_frames(fixture:get("video"))) end)
+  local channels_second = function(x) return x:permute(1, 4, 2, 3):contiguous() end
+  compare_frames(fixture, seen, "", channels_second)
+  fixture:close("latent", swap(latent), fixture:get("latent"))
+  local decoded
+  seen, decoded = fixture.traced(net, function() return net:decode(swap(fixture:get("latent"))) end)
+  compare_frames(fixture, seen, "", channels_second)
+  fixture:close("decoded", decoded, to_frames(fixture:get("decoded")))
+  for _, name in ipairs { "random", "single" } do
+    local from = fixture:get(name .. "_latent")
+    if from then fixture:close(name .. "_decoded", net:decode(swap(from)), to_frames(fixture:get(name .. "_decoded"))) end
+  end
+end
+
+-- The Wan VAE's lie channel, frame, row, column, with pixels in [-1, 1].
+local function wan_vae(fixture)
+  local json = fixture.json
+  local net = load(fixture, "wan_vae", { mean = json.mean, std = json.std, z_dim = json.config.z_dim })
+  local function video(name) return (fixture:get(name):permute(2, 3, 4, 1):contiguous() + 1) * 0.5 end
+  local function channels_first(x) return x:permute(4, 1, 2, 3):contiguous() end
+
+  local seen, latent = fixture.traced(net, function() return net:encode(video "video") end)
+  compare_frames(fixture, seen, "encode.cat.", channels_first)
+  fixture:close("latent_unscaled", channels_first(T.concat(seen.latent_unscaled, 1)), fixture:get("latent_unscaled"))
+  fixture:close("latent", latent, fixture:get("latent"))
+  if fixture:get("image") then fixture:close("image_latent", net:encode(video "image"), fixture:get("image_latent")) end
+
+  local function decode(from)
+    local parts, frames = fixture.traced(net, function() return net:decode(fixture:get(from)) end)
+    return parts, channels_first(T.concat(parts.decoded_unclamped, 1)), channels_first(frames) * 2 - 1
+  end
+  local raw, clamped
+  seen, raw, clamped = decode("latent")
+  compare_frames(fixture, seen, "decode.cat.", channels_first)
+  fixture:close("decoded_unclamped", raw, fixture:get("decoded_unclamped"))
+  fixture:close("decoded", clamped, fixture:get("decoded"))
+  for _, name in ipairs { "image", "random" } do
+    if fixture:get(name .. "_latent") then
+      _, raw = decode(name .. "_latent")
+      fixture:close(name .. "_decoded_unclamped", raw, fixture:get(name .. "_decoded_unclamped"))
+    end
+  end
+  -- The original drops the frames past 1 + 4k without a word; here the whole clip is refused and its start agrees.
+  if fixture:get("video_t7") then
+    local clip, want = video "video_t7", fixture:get("video_t7_latent")
+    fixture:refuses("video_t7 as it is", function() return net:encode(clip) end, "1 + 4k")
+    fixture:close("video_t7_latent", net:encode(clip:slice(1, 1, 4 * want.shape[2] - 3)), want)
+  end
+end
+
+return {
+  { name = "wan_dit", bf16 = 2e-2, run = wan_dit, applies = function(json)
+    return called(json, "WanModel.forward") and json.config.model_type == "t2v"
+  end },
+  { name = "t5", bf16 = 2e-2, run = t5, applies = function(json) return called(json, "T5Encoder.forward") end },
+  { name = "taehv", bf16 = 2e-2, run = taehv, applies = function(json)
+    return source(json) == "madebyollin/taehv/taehv.py"
+  end },
+  { name = "wan_vae", bf16 = 2e-2, run = wan_vae, applies = function(json) return called(json, "WanVAE_.encode") end },
+}

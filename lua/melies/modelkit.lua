@@ -1,0 +1,177 @@
+-- What the architecture files in models/ share: taking named tensors with their shapes checked, settings that a
+-- configuration may state and the tensors must confirm, and the frame conventions of autoencoders.
+--
+-- An architecture is loaded from `weights`: a file of melies.weights.open, or a plain table { name = tensor }.
+-- Whatever does not fit raises one line that names the model and the tensor, with the wanted and the found shape.
+local melies = require "melies"
+local T = melies.tensor
+
+local kit = {}
+
+local function fail(format, ...) error(format:format(...), 0) end
+
+-- "[2, 3, *]": a list of sizes, false standing for any.
+function kit.shape_text(shape)
+  local out = {}
+  for i = 1, #shape do out[i] = shape[i] and tostring(tonumber(shape[i])) or "*" end
+  return "[" .. table.concat(out, ", ") .. "]"
+end
+
+local Reader = {}
+Reader.__index = Reader
+
+-- A reader of the tensors of one model. options.anchor: a tensor that every file of this model has; what stands before
+-- it in the file (such as "model.diffusion_model.") is the prefix of all names, and other names are left alone.
+-- options.rename(name): the file's name of a tensor, where a second naming scheme is in use.
+function kit.reader(model, weights, options)
+  if weights == nil then error(model .. ": no weights given", 3) end
+  options = options or {}
+  local self = setmetatable({ model = model, names = {}, taken = {}, prefix = "", rename = options.rename }, Reader)
+  local names, count
+  if type(weights) == "table" and not weights.get then
+    names, self.source = {}, weights
+    for name in pairs(weights) do names[#names + 1] = name end
+  else
+    names, self.file = weights:names(), weights
+  end
+  count = #names
+  local anchor = options.anchor
+  for i = 1, count do self.names[names[i]] = true end
+  if anchor and not self.names[anchor] then
+    local tail = "." .. anchor
+    for i = 1, count do
+      local name = names[i]
+      if #name > #tail and name:sub(-#tail) == tail then self.prefix = name:sub(1, #name - #anchor) break end
+    end
+  end
+  return self
+end
+
+function Reader:key(name)
+  return self.prefix .. (self.rename and self.rename(name) or name)
+end
+function Reader:has(name) return self.names[self:key(name)] == true end
+
+-- The shape of a tensor that must be there, as a list of numbers.
+function Reader:shape(name)
+  local key = self:key(name)
+  if not self.names[key] then fail("%s: tensor '%s' is missing", self.model, key) end
+  local shape, out = self.file and self.file:shape(key) or self.source[key].shape, {}
+  for i = 1, #shape do out[i] = tonumber(shape[i]) end
+  return out
+end
+
+-- Takes a tensor of the given shape (false: any size), in the dtype it is stored in.
+function Reader:take(name, shape)
+  local found, key = self:shape(name), self:key(name)
+  local fits = #found == #shape
+  for i = 1, #shape do fits = fits and (not shape[i] or shape[i] == found[i]) end
+  if not fits then
+    fail("%s: tensor '%s' is %s, wanted %s", self.model, key, kit.shape_text(found), kit.shape_text(shape))
+  end
+  self.taken[key] = true
+  if not self.file then return self.source[key] end
+  local tensor, message = self.file:get(key)
+  if not tensor then fail("%s: tensor '%s': %s", self.model, key, tostring(message)) end
+  return tensor
+end
+
+-- The same in float32: norm weights, modulation tables, biases that are added by hand.
+function Reader:take_f32(name, shape)
+  return self:take(name, shape):to("f32")
+end
+
+-- A linear layer from name.weight [outputs, inputs] and, unless bias is false, name.bias [outputs].
+function Reader:linear(name, outputs, inputs, options)
+  options = options or {}
+  local weight = self:take(name .. ".weight", { outputs, inputs })
+  local bias = options.bias ~= false and self:take(name .. ".bias", { outputs }) or nil
+  return melies.nn.linear(weight, bias, { compute = options.compute })
+end
+
+-- A convolution from name.weight (its whole shape) and name.bias where the file has one.
+function Reader:conv(name, shape, options)
+  local weight = self:take(name .. ".weight", shape)
+  local bias = self:has(name .. ".bias") and self:take(name .. ".bias", { weight.shape[1] }) or nil
+  return melies.nn.conv(weight, bias, options)
+end
+
+-- How many numbered parts the file has: count("blocks.%d.norm1.weight") with numbers from 0.
+function Reader:count(pattern)
+  local n = 0
+  while self:has(pattern:format(n)) do n = n + 1 end
+  return n
+end
+
+-- Every tensor under the prefix must have been taken.
+function Reader:finish()
+  local extra = {}
+  for name in pairs(self.names) do
+    if not self.taken[name] and name:sub(1, #self.prefix) == self.prefix then extra[#extra + 1] = name end
+  end
+  if #extra == 0 then return end
+  table.sort(extra)
+  local shape = self.file and self.file:shape(extra[1]) or self.source[extra[1]].shape
+  fail("%s: tensor '%s' %s is not part of this architecture%s", self.model, extra[1], kit.shape_text(shape),
+    #extra > 1 and (" (nor are %d more)"):format(#extra - 1) or "")
+end
+
+-- A size that the tensors give; where the configuration states it too, both must agree.
+function kit.agree(model, config, names, found, where)
+  for _, name in ipairs(names) do
+    local stated = config[name]
+    if stated ~= nil and stated ~= found then
+      fail("%s: the configuration says %s %s, %s gives %s", model, name, tostring(stated), where, tostring(found))
+    end
+  end
+  return found
+end
+
+-- The options of load: compute ("f32" or "bf16", by default melies.compute()) and trace(name, tensor).
+function kit.options(model, options)
+  options = options or {}
+  for name in pairs(options) do
+    if name ~= "compute" and name ~= "trace" then
+      error(("%s: unknown option '%s' (there are compute, trace)"):format(model, tostring(name)), 3)
+    end
+  end
+  local compute = options.compute or melies.compute()
+  if compute ~= "f32" and compute ~= "bf16" then
+    error(("%s: compute is '%s', wanted 'f32' or 'bf16'"):format(model, tostring(compute)), 3)
+  end
+  return compute, options.trace
+end
+
+-- ---- autoencoders ---------------------------------------------------------------------------------------------
+
+-- A clip [T, H, W, 3], u8 or float in [0, 1], as contiguous f32; height and width must be multiples of `multiple`.
+function kit.frames(model, video, multiple, level)
+  local s = video.shape
+  if video.ndim ~= 4 or s[4] ~= 3 or s[1] < 1 then
+    error(("%s: a video is [T, H, W, 3], got %s"):format(model, kit.shape_text(s)), (level or 1) + 1)
+  end
+  if s[2] % multiple ~= 0 or s[3] % multiple ~= 0 then
+    error(("%s: height and width must be multiples of %d, got %dx%d (width x height)"):format(model, multiple, s[3], s[2]),
+      (level or 1) + 1)
+  end
+  if video.dtype == "u8" then return video:to("f32") * (1 / 255) end
+  return video:to("f32"):contiguous()
+end
+
+-- A latent [channels, t, h, w] as frames [t, h, w, channels].
+function kit.latent_frames(model, latent, channels, level)
+  local s = latent.shape
+  if latent.ndim ~= 4 or s[1] ~= channels or s[2] < 1 then
+    error(("%s: a latent is [%d, t, h, w], got %s"):format(model, channels, kit.shape_text(s)), (level or 1) + 1)
+  end
+  return latent:to("f32"):permute(2, 3, 4, 1):contiguous()
+end
+
+-- Decoding a whole latent by a streaming decoder: the frames of every push, joined. The same bits as a stream.
+function kit.decode_all(decoder, latent)
+  local out = {}
+  for t = 1, latent.shape[2] do out[t] = decoder:push(latent:slice(2, t, t)) end
+  return #out == 1 and out[1] or T.concat(out, 1)
+end
+
+return kit

@@ -1,0 +1,379 @@
+-- melies-api: 1
+-- The diffusion transformer of Wan 2.1, text to video (Wan-Video/Wan2.1, wan/modules/model.py: facts only).
+--
+--   net:context({ text, ... }, { plain = false }) -> context     text: [L, text_dim], the real rows only
+--   net:join({ context, ... }) -> context                        contexts side by side in one batch
+--   net:forward(latent, t, context) -> velocity                  latent, velocity: [B, C, T, H, W] f32
+--
+-- t is one timestep a sample, 0 to 1000 (1000 * sigma); a latent or a t of one sample serves a context of several.
+-- The context holds each block's cross-attention keys and values, computed once a prompt. The model reads text padded
+-- with zero rows to text_len, unmasked: all those rows give one key and one value, so what is kept are the real rows and
+-- the padding as a key whose bias is the logarithm of the count (exact in real arithmetic); plain = true keeps every row.
+--
+-- Sizes come from the tensors. config: heads (or num_heads; by default dim / 128), text_len (512), eps (1e-6). Others
+-- (dim, ffn, layers, text_dim, freq_dim, in_channels, out_channels, patch) are only checked against the tensors.
+-- Matrix work and attention run in `compute`; the residual stream, norms, modulation and time embedding in float32.
+local melies = require "melies"
+local kit = require "melies.modelkit"
+local T, nn = melies.tensor, melies.nn
+
+local NAME = "wan_dit"
+local Net, Context = {}, {}
+Net.__index = Net
+Context.__index = Context
+
+local function fail(format, ...) error(format:format(...), 0) end
+
+-- ---- position and time ------------------------------------------------------------------------------------------
+
+-- Channels of a head of width d that turn with frame, row and column.
+local function rope_split(d)
+  local sixth = math.floor(d / 6)
+  return d - 4 * sixth, 2 * sixth, 2 * sixth
+end
+
+-- cos and sin [frames * rows * columns, d / 2] f32; angles in double. Each axis has its own series
+-- 10000^(-2i / n) over its n channels. first_frame shifts the frame axis.
+local function rope_tables(d, frames, rows, columns, first_frame)
+  local half = d / 2
+  local length = frames * rows * columns
+  local cos, sin = T.empty({ length, half }), T.empty({ length, half })
+  local pc, ps = cos:ptr(), sin:ptr()
+  local nt, nh, nw = rope_split(d)
+  local function fill(width, first_pair, count, stride, offset)
+    for i = 0, width / 2 - 1 do
+      local omega = 10000 ^ (-2 * i / width)
+      for position = 0, count - 1 do
+        local angle = (position + offset) * omega
+        local c, s = math.cos(angle), math.sin(angle)
+        -- Tokens whose coordinate on this axis is `position`: runs of `stride`, one every count * stride.
+        for start = position * stride, length - 1, count * stride do
+          for token = start, start + stride - 1 do
+            local at = token * half + first_pair + i
+            pc[at], ps[at] = c, s
+          end
+        end
+      end
+    end
+  end
+  fill(nt, 0, frames, rows * columns, first_frame)
+  fill(nh, nt / 2, rows, columns, 0)
+  fill(nw, nt / 2 + nh / 2, columns, 1, 0)
+  return cos, sin
+end
+
+-- [#t, width] f32: cosines, then sines, of t * 10000^(-i / half), in double.
+local function sinusoid(t, width)
+  local half = width / 2
+  local out = T.empty({ #t, width })
+  local p = out:ptr()
+  for row, value in ipairs(t) do
+    for i = 0, half - 1 do
+      local angle = value * 10000 ^ (-i / half)
+      p[(row - 1) * width + i] = math.cos(angle)
+      p[(row - 1) * width + half + i] = math.sin(angle)
+    end
+  end
+  return out
+end
+
+function Net:rope(frames, rows, columns, first_frame)
+  local key = ("%d,%d,%d,%d"):format(frames, rows, columns, first_frame or 0)
+  local tables = self.ropes[key]
+  if not tables then
+    if self.rope_count >= 8 then self.ropes, self.rope_count = {}, 0 end -- a few sizes at a time are in use
+    tables = { rope_tables(self.head_dim, frames, rows, columns, first_frame or 0) }
+    self.ropes[key], self.rope_count = tables, self.rope_count + 1
+  end
+  return tables[1], tables[2]
+end
+
+function Net:note(name, tensor)
+  if self.trace then self.trace(name, tensor) end
+end
+
+-- ---- text -------------------------------------------------------------------------------------------------------
+
+function Net:context(texts, options)
+  if type(texts) ~= "table" or texts.shape or #texts == 0 then
+    error(NAME .. ": context wants a list of texts, each [L, text_dim]", 2)
+  end
+  local longest = 0
+  for i, text in ipairs(texts) do
+    local s = text.shape
+    if text.ndim ~= 2 or s[2] ~= self.text_dim then
+      error(("%s: text %d is %s, wanted [L, %d]"):format(NAME, i, kit.shape_text(s), self.text_dim), 2)
+    end
+    if s[1] > self.text_len then
+      error(("%s: text %d has %d rows, the model takes at most %d"):format(NAME, i, s[1], self.text_len), 2)
+    end
+    longest = math.max(longest, s[1])
+  end
+  local rows = self.text_len
+  local plain = options and options.plain
+  if not plain then rows = math.min(longest + 1, self.text_len) end
+
+  local padded, bias = {}, {}
+  for i, text in ipairs(texts) do
+    local real = text.shape[1]
+    padded[i] = real < rows and text:to("f32"):pad(1, 0, rows - real, 0) or text:to("f32")
+    -- text_len - real equal rows stand as rows - real of them.
+    local weight = real < rows and math.log((self.text_len - real) / (rows - real)) or 0
+    for j = 1, rows do bias[#bias + 1] = j > real and weight or 0 end
+  end
+  local x = self.text_in(T.stack(padded, 1), { act = "gelu", dtype = self.dtype })
+  x = self.text_out(x, { dtype = "f32" })
+  self:note("text_context_embedded", x)
+  x = x:to(self.dtype)
+
+  local context = setmetatable({ net = self, batch = #texts, rows = rows, blocks = {} }, Context)
+  if not plain then context.key_bias = T.of(bias, { #texts, rows }) end
+  for i, block in ipairs(self.blocks) do
+    local k = block.cross_k(x):rms_norm { weight = block.cross_norm_k, eps = self.eps, dtype = self.dtype }
+    context.blocks[i] = { k = self:heads(k), v = self:heads(block.cross_v(x)) }
+  end
+  return context
+end
+
+-- The samples of several contexts of this net as one batch; shorter ones get masked rows.
+function Net:join(contexts)
+  if type(contexts) ~= "table" or #contexts == 0 then error(NAME .. ": join wants a list of contexts", 2) end
+  if #contexts == 1 then return contexts[1] end
+  local rows, batch = 0, 0
+  for i, c in ipairs(contexts) do
+    if getmetatable(c) ~= Context or c.net ~= self then
+      error(("%s: join: entry %d is not a context of this model"):format(NAME, i), 2)
+    end
+    rows, batch = math.max(rows, c.rows), batch + c.batch
+  end
+  local out = setmetatable({ net = self, batch = batch, rows = rows, blocks = {} }, Context)
+  local biases = {}
+  for i, c in ipairs(contexts) do
+    local b = c.key_bias or T.zeros({ c.batch, c.rows })
+    biases[i] = c.rows < rows and b:pad(2, 0, rows - c.rows, -math.huge) or b
+  end
+  out.key_bias = T.concat(biases, 1)
+  for b = 1, #self.blocks do
+    local ks, vs = {}, {}
+    for i, c in ipairs(contexts) do
+      local k, v = c.blocks[b].k, c.blocks[b].v
+      if c.rows < rows then k, v = k:pad(2, 0, rows - c.rows, 0), v:pad(2, 0, rows - c.rows, 0) end
+      ks[i], vs[i] = k, v
+    end
+    out.blocks[b] = { k = T.concat(ks, 1), v = T.concat(vs, 1) }
+  end
+  return out
+end
+
+-- ---- the network ------------------------------------------------------------------------------------------------
+
+-- [B, L, dim] as [B, L, heads, head_dim].
+function Net:heads(x)
+  return x:reshape(x.shape[1], x.shape[2], self.head_count, self.head_dim)
+end
+
+function Net:self_attention(block, x, cos, sin)
+  local norm = { eps = self.eps, dtype = self.dtype }
+  norm.weight = block.self_norm_q
+  local q = self:heads(block.self_q(x):rms_norm(norm)):rope(cos, sin, { interleaved = true })
+  norm.weight = block.self_norm_k
+  local k = self:heads(block.self_k(x):rms_norm(norm)):rope(cos, sin, { interleaved = true })
+  local v = self:heads(block.self_v(x))
+  local y = T.attention(q, k, v, { scale = self.scale })
+  return block.self_o(y:reshape(x.shape[1], x.shape[2], self.dim), { dtype = "f32" })
+end
+
+function Net:cross_attention(block, x, kept, key_bias)
+  local q = block.cross_q(x):rms_norm { weight = block.cross_norm_q, eps = self.eps, dtype = self.dtype }
+  local y = T.attention(self:heads(q), kept.k, kept.v, { scale = self.scale, key_bias = key_bias })
+  return block.cross_o(y:reshape(x.shape[1], x.shape[2], self.dim), { dtype = "f32" })
+end
+
+-- table [1, n, dim] + e [B, n or 1, dim], as n tensors [B, 1, dim].
+local function modulation(values, e)
+  local sum, out = values + e, {}
+  for i = 1, values.shape[2] do out[i] = sum:slice(2, i, i):contiguous() end
+  return out
+end
+
+-- Self-attention and feed-forward are modulated (shift, scale, gate each), cross-attention is not. Changes x.
+function Net:run_block(index, x, e0, context, cos, sin)
+  local block, note = self.blocks[index], index == 1 and self.trace
+  local m = modulation(block.modulation, e0)
+  local y = x:layer_norm { eps = self.eps, shift = m[1], scale = m[2], dtype = self.dtype }
+  y = self:self_attention(block, y, cos, sin)
+  if note then note("block0_self_attn_out", y) end
+  x:add_(y, 1, m[3])
+
+  y = x:layer_norm { weight = block.norm3_weight, bias = block.norm3_bias, eps = self.eps, dtype = self.dtype }
+  y = self:cross_attention(block, y, context.blocks[index], context.key_bias)
+  if note then note("block0_cross_attn_out", y) end
+  x:add_(y)
+
+  y = x:layer_norm { eps = self.eps, shift = m[4], scale = m[5], dtype = self.dtype }
+  y = block.ffn_out(block.ffn_in(y, { act = "gelu" }), { dtype = "f32" })
+  if note then note("block0_ffn_out", y) end
+  x:add_(y, 1, m[6])
+  if note then note("block0_out", x) end
+end
+
+-- [B, C, T, H, W] to tokens [B, t * h * w, C * patch], the patch's values in the weight's order (channel slowest).
+local function patchify(x, p)
+  local s = x.shape
+  local t, h, w = s[3] / p[1], s[4] / p[2], s[5] / p[3]
+  local y = x:reshape(s[1], s[2], t, p[1], h, p[2], w, p[3]):permute(1, 3, 5, 7, 2, 4, 6, 8)
+  return y:reshape(s[1], t * h * w, s[2] * p[1] * p[2] * p[3]), t, h, w
+end
+
+-- Tokens whose values are [patch frame, row, column, channel], channel fastest, back to [B, C, T, H, W].
+local function unpatchify(x, p, t, h, w)
+  local batch = x.shape[1]
+  local channels = x.shape[3] / (p[1] * p[2] * p[3])
+  local y = x:reshape(batch, t, h, w, p[1], p[2], p[3], channels):permute(1, 8, 2, 5, 3, 6, 4, 7)
+  return y:reshape(batch, channels, t * p[1], h * p[2], w * p[3])
+end
+
+function Net:check_latent(latent, t, context)
+  local s, p = latent.shape, self.patch
+  if latent.ndim ~= 5 or s[2] ~= self.in_channels then
+    error(("%s: latent is %s, wanted [B, %d, T, H, W]"):format(NAME, kit.shape_text(s), self.in_channels), 3)
+  end
+  for i, axis in ipairs { "T", "H", "W" } do
+    if s[i + 2] < 1 or s[i + 2] % p[i] ~= 0 then
+      error(("%s: latent is %s: %s must be a multiple of %d"):format(NAME, kit.shape_text(s), axis, p[i]), 3)
+    end
+  end
+  if getmetatable(context) ~= Context or context.net ~= self then
+    error(NAME .. ": the third argument must be a context of this model (net:context)", 3)
+  end
+  if s[1] ~= context.batch and s[1] ~= 1 then
+    error(("%s: %d latents with a context of %d texts"):format(NAME, s[1], context.batch), 3)
+  end
+  if #t ~= context.batch then
+    error(("%s: %d timesteps for %d samples"):format(NAME, #t, context.batch), 3)
+  end
+end
+
+function Net:forward(latent, t, context)
+  if type(t) == "number" then t = { t } end
+  if #t == 1 and type(context) == "table" and (context.batch or 1) > 1 then
+    local all = {}
+    for i = 1, context.batch do all[i] = t[1] end
+    t = all
+  end
+  self:check_latent(latent, t, context)
+  local batch = context.batch
+
+  local wave = sinusoid(t, self.freq_dim)
+  self:note("time_sinusoid", wave)
+  local e = self.time_out(self.time_in(wave, { act = "silu" }))
+  self:note("time_embedding_e", e)
+  local e0 = self.time_projection(e:silu()):reshape(batch, 6, self.dim)
+  self:note("time_projection_e0", e0)
+
+  local tokens, frames, rows, columns = patchify(latent:to("f32"), self.patch)
+  local x = self.patch_in(tokens, { dtype = "f32" })
+  self:note("patch_embedding_out", x)
+  if latent.shape[1] < batch then x = x:expand { batch, x.shape[2], self.dim }:clone() end
+  local cos, sin = self:rope(frames, rows, columns)
+  for i = 1, #self.blocks do self:run_block(i, x, e0, context, cos, sin) end
+  self:note("last_block_out", x)
+
+  local m = modulation(self.head_modulation, e:reshape(batch, 1, self.dim))
+  x = x:layer_norm { eps = self.eps, shift = m[1], scale = m[2], dtype = self.dtype }
+  x = self.head(x, { dtype = "f32" })
+  self:note("head_out", x)
+  return unpatchify(x, self.patch, frames, rows, columns)
+end
+
+-- ---- loading ----------------------------------------------------------------------------------------------------
+
+local function load_block(r, index, net, ffn)
+  local dim, compute = net.dim, { compute = net.dtype }
+  local function at(name) return ("blocks.%d.%s"):format(index, name) end
+  local function linear(name, outputs, inputs) return r:linear(at(name), outputs or dim, inputs or dim, compute) end
+  local block = {
+    modulation = r:take_f32(at "modulation", { 1, 6, dim }),
+    self_q = linear "self_attn.q", self_k = linear "self_attn.k",
+    self_v = linear "self_attn.v", self_o = linear "self_attn.o",
+    self_norm_q = r:take_f32(at "self_attn.norm_q.weight", { dim }),
+    self_norm_k = r:take_f32(at "self_attn.norm_k.weight", { dim }),
+    cross_q = linear "cross_attn.q", cross_k = linear "cross_attn.k",
+    cross_v = linear "cross_attn.v", cross_o = linear "cross_attn.o",
+    cross_norm_q = r:take_f32(at "cross_attn.norm_q.weight", { dim }),
+    cross_norm_k = r:take_f32(at "cross_attn.norm_k.weight", { dim }),
+    norm3_weight = r:take_f32(at "norm3.weight", { dim }),
+    norm3_bias = r:take_f32(at "norm3.bias", { dim }),
+    ffn_in = linear("ffn.0", ffn, dim), ffn_out = linear("ffn.2", dim, ffn),
+  }
+  return block
+end
+
+local function load(weights, config, options)
+  config = config or {}
+  local compute, trace = kit.options(NAME, options)
+  local r = kit.reader(NAME, weights, { anchor = "patch_embedding.weight" })
+  local function agree(names, found, where) return kit.agree(NAME, config, names, found, where) end
+
+  local shape = r:shape("patch_embedding.weight")
+  if #shape ~= 5 then
+    fail("%s: tensor '%s' is %s, wanted [dim, channels, t, h, w]", NAME, r:key("patch_embedding.weight"),
+      kit.shape_text(shape))
+  end
+  local dim = agree({ "dim" }, shape[1], "patch_embedding.weight")
+  local net = setmetatable({
+    name = NAME, dtype = compute, trace = trace, dim = dim, patch = { shape[3], shape[4], shape[5] },
+    in_channels = agree({ "in_channels", "in_dim" }, shape[2], "patch_embedding.weight"),
+    text_dim = agree({ "text_dim" }, r:shape("text_embedding.0.weight")[2], "text_embedding.0.weight"),
+    freq_dim = agree({ "freq_dim" }, r:shape("time_embedding.0.weight")[2], "time_embedding.0.weight"),
+    text_len = config.text_len or 512, eps = config.eps or 1e-6,
+    blocks = {}, ropes = {}, rope_count = 0,
+  }, Net)
+  if type(config.patch) == "table" then
+    for i = 1, 3 do
+      if config.patch[i] ~= net.patch[i] then
+        fail("%s: the configuration says patch %s, patch_embedding.weight gives %s", NAME, kit.shape_text(config.patch),
+          kit.shape_text(net.patch))
+      end
+    end
+  end
+  net.head_count = config.heads or config.num_heads or dim / 128
+  if net.head_count < 1 or dim % net.head_count ~= 0 or net.head_count % 1 ~= 0 or (dim / net.head_count) % 2 ~= 0 then
+    fail("%s: width %d does not divide into %s heads of an even size; the configuration must give heads", NAME, dim,
+      tostring(net.head_count))
+  end
+  net.head_dim = dim / net.head_count
+  net.scale = 1 / math.sqrt(net.head_dim)
+
+  local patch_size = net.patch[1] * net.patch[2] * net.patch[3]
+  local patch_weight = r:take("patch_embedding.weight", shape):reshape(dim, net.in_channels * patch_size)
+  net.patch_in = nn.linear(patch_weight, r:take("patch_embedding.bias", { dim }), { compute = compute })
+  local matrix, exact = { compute = compute }, { compute = "f32" }
+  net.text_in = r:linear("text_embedding.0", dim, net.text_dim, matrix)
+  net.text_out = r:linear("text_embedding.2", dim, dim, matrix)
+  net.time_in = r:linear("time_embedding.0", dim, net.freq_dim, exact)
+  net.time_out = r:linear("time_embedding.2", dim, dim, exact)
+  net.time_projection = r:linear("time_projection.1", 6 * dim, dim, exact)
+
+  local layers = agree({ "layers", "num_layers" }, r:count("blocks.%d.modulation"), "the file")
+  if layers == 0 then r:shape("blocks.0.modulation") end
+  local ffn = agree({ "ffn", "ffn_dim" }, r:shape("blocks.0.ffn.0.weight")[1], "blocks.0.ffn.0.weight")
+  for i = 1, layers do net.blocks[i] = load_block(r, i - 1, net, ffn) end
+
+  local head = r:shape("head.head.weight")
+  net.out_channels = agree({ "out_channels", "out_dim" }, head[1] / patch_size, "head.head.weight")
+  if net.out_channels % 1 ~= 0 then
+    fail("%s: tensor '%s' is %s: its rows must be a multiple of the patch's %d values", NAME, r:key("head.head.weight"),
+      kit.shape_text(head), patch_size)
+  end
+  net.head = r:linear("head.head", head[1], dim, matrix)
+  net.head_modulation = r:take_f32("head.modulation", { 1, 2, dim })
+  r:finish()
+  return net
+end
+
+return {
+  kind = "model", name = NAME, help = "Wan 2.1 diffusion transformer, text to video",
+  params = {}, load = load,
+  rope_split = rope_split, rope_tables = rope_tables, sinusoid = sinusoid,
+}
