@@ -18,9 +18,9 @@ Job.__index = Job
 
 local silent = { step = function() end, finish = function() end }
 
--- opts.progress: true for bars on stderr, a factory { label=, total= } -> { step(self, i, note), finish(self) }, or
--- nothing for silence.
+-- opts.progress, as recipe.run takes it, as a factory.
 local function factory_of(progress)
+  if progress == nil then progress = require("melies.term").isatty(2) end
   if type(progress) == "function" then return progress end
   if progress then return require("melies.progress").bar end
   return function() return silent end
@@ -39,7 +39,7 @@ function Job:notice(format, ...)
   local text = format:format(...)
   self.notices[#self.notices + 1] = text
   if self.opts.notice then self.opts.notice(text)
-  elseif self.opts.progress then require("melies.log").say("%s", text) end
+  else require("melies.log").say("melies: %s", text) end
 end
 
 function Job:check_cancel()
@@ -80,7 +80,9 @@ end
 function Job:plugin_params(kind)
   local all = recipe.params(self.recipe)
   if not all[kind] then return {} end
-  return self:check(recipe.plugin_params(all, self.params, kind))
+  local params, message = recipe.plugin_params(all, self.params, kind)
+  if not params then recipe.fail(("%s: %s"):format(self.recipe.name, message), recipe.USAGE) end
+  return params
 end
 
 -- The shape [C, T, H, W] of the latent of p.frames, p.height, p.width. A length off the model's grid is rounded with

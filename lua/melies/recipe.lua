@@ -374,6 +374,7 @@ local function words(plugin, argv)
 end
 
 function M.parse(plugin, argv)
+  if plugin.script then return { words = { unpack(argv) } } end
   for _, word in ipairs(argv) do
     if word == "--help" or word == "-h" then return nil, M.help(plugin), M.OK end
   end
@@ -384,27 +385,33 @@ end
 
 -- ---- running -------------------------------------------------------------------------------------
 
--- values: as recipe.check gives them. opts: output=, seed= (before those of values), progress= (true: bars on the
--- terminal; a factory { label=, total= } -> object with :step(i, note) and :finish(); false: none).
+local depth = 0 -- a script or recipe may run recipes: the outermost one answers for a cancel
+
+-- values: as recipe.check gives them. opts: output=, seed= (before those of values), progress= (true: bars on stderr; a
+-- factory { label=, total= } -> object with :step(i, note) and :finish(); false: none; nil: bars on a terminal).
 -- The result is what the recipe returns (frames; true where that is nothing), or nil, message, exit code.
 function M.run(plugin, values, opts)
   opts = opts or {}
-  lib.C.mel_cancel_clear()
+  if depth == 0 then lib.C.mel_cancel_clear() end
+  depth = depth + 1
   local job = require("melies.job").new(plugin, values, opts)
   local ok, result, message = xpcall(function()
     job:begin()
     return plugin.run(job.params, job)
   end, function(e)
     if type(e) == "table" then return e end
-    return { failure = tostring(e), trace = debug.traceback(tostring(e), 2) }
+    -- Raised at a line of the job: the values were wrong, and the place says nothing to the user.
+    local text = tostring(e):gsub("^[^\n]-/melies/job%.lua:%d+: ", "")
+    return { failure = text, trace = debug.traceback(tostring(e), 2) }
   end)
   if ok and result == nil and message ~= nil then ok, result = false, { failure = tostring(message) } end
   job:finish(ok)
+  depth = depth - 1
   local canceled = lib.C.mel_canceled() or (not ok and result.canceled)
-  lib.C.mel_cancel_clear()
+  if depth == 0 then lib.C.mel_cancel_clear() end
   if ok then return result == nil and true or result end
   if canceled then return nil, "canceled", M.CANCELED end
-  if result.trace and os.getenv("MELIES_TRACE") then io.stderr:write(result.trace, "\n") end
+  if result.trace and require("melies.log").debug then io.stderr:write(result.trace, "\n") end
   return nil, result.failure or tostring(result), result.code or M.FAILED
 end
 
@@ -421,13 +428,36 @@ function M.call(recipe, given, opts)
   return M.run(plugin, values, opts)
 end
 
--- A recipe in a file, or nil and a message with file and line.
+-- A file without the plugin mark is a plain script: its words come as ... and as the global `arg`.
+local function script(path, chunk)
+  return {
+    kind = "recipe", name = path:match("([^/]+)$"), script = true, params = {},
+    run = function(p)
+      local before = rawget(_G, "arg")
+      rawset(_G, "arg", p.words)
+      p.words[0] = path
+      local result = chunk(unpack(p.words))
+      rawset(_G, "arg", before)
+      if type(result) == "table" and result.kind == "recipe" then
+        M.fail(path .. ": a recipe's first line must be '-- melies-api: 1'")
+      end
+      return result
+    end,
+  }
+end
+
+-- A recipe in a file, or nil and a message with file and line. A file whose first line is not "-- melies-api: 1" is a
+-- script that runs with its words.
 function M.load_file(path)
   local ok, message = readable(path)
   if not ok then return nil, "no recipe there: " .. message end
   local chunk
   chunk, message = loadfile(path)
   if not chunk then return nil, message end
+  local f = assert(io.open(path, "rb"))
+  local first = f:read("*l") or ""
+  f:close()
+  if not first:find("^%-%-%s*melies%-api:") then return script(path, chunk) end
   local plugin
   ok, plugin = pcall(chunk)
   if not ok then return nil, tostring(plugin) end

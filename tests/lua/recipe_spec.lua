@@ -127,6 +127,21 @@ t.test("the runner: result, expected failure, error, cancel", function()
   t.eq(recipe.run(make(function() end), {}), true)
 end)
 
+t.test("a cancel inside a recipe that a recipe runs ends both", function()
+  local lib = require "melies.ffi.lib"
+  local inner = { kind = "recipe", name = "inner", params = {}, run = function(_, job)
+    lib.C.mel_cancel()
+    job:check_cancel()
+  end }
+  local outer = { kind = "recipe", name = "outer", params = {}, run = function()
+    local got, message = recipe.call(inner, {})
+    if not got then error(message) end
+    return true
+  end }
+  local got, _, code = recipe.call(outer, {})
+  t.eq(got, nil) t.eq(code, 130) t.eq(lib.C.mel_canceled(), false)
+end)
+
 t.test("stages reach the progress factory", function()
   local seen = {}
   recipe.run({ kind = "recipe", name = "probe", params = {}, run = function(_, job)
@@ -160,18 +175,25 @@ t.test("recipes in files: what is wrong is told with the file", function()
     f:close()
     return path
   end
-  local good = file("good.lua", 'return { kind = "recipe", params = {}, run = function() return 42 end }')
+  local good = file("good.lua", '-- melies-api: 1\nreturn { kind = "recipe", params = {}, run = function() return 42 end }')
   t.eq(t.ok(recipe.find(good)).name, "good")
   t.eq(recipe.call(good, {}), 42)
   for _, case in ipairs {
-    { "syntax.lua", "return {", "syntax.lua:1" },
-    { "raises.lua", "\nerror 'no'", "raises.lua" },
-    { "other.lua", "return 3", "other.lua" },
-    { "type.lua", 'return { kind = "recipe", params = { a = { "inetger" } }, run = function() end }', "inetger" },
+    { "syntax.lua", "-- melies-api: 1\nreturn {", "syntax.lua:2" },
+    { "raises.lua", "-- melies-api: 1\nerror 'no'", "raises.lua" },
+    { "other.lua", "-- melies-api: 1\nreturn 3", "other.lua" },
+    { "type.lua", '-- melies-api: 1\n return { kind = "recipe", params = { a = { "inetger" } }, run = function() end }',
+      "inetger" },
   } do
     local got, message = recipe.find(file(case[1], case[2]))
     t.eq(got, nil) t.ok(message:find(case[3], 1, true), message)
   end
+  local plain = t.ok(recipe.find(file("script.lua", "local a, b = ... return a .. b .. arg[1] .. #arg")))
+  t.eq(recipe.run(plain, t.ok(recipe.parse(plain, { "--x", "y" }))), "--xy--x2")
+  local unmarked = file("unmarked.lua",
+    'return { kind = "recipe", params = {}, run = function() end }')
+  local none, why = recipe.run(recipe.find(unmarked), { words = {} })
+  t.eq(none, nil) t.ok(why:find("first line must be", 1, true), why)
   local got, message, code = recipe.call(folder .. "/none.lua", {})
   t.eq(got, nil) t.eq(code, 2) t.ok(message:find("none.lua", 1, true), message)
 end)
