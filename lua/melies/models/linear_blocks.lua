@@ -43,12 +43,14 @@ function Stream:push(latent)
   local out = {}
   for t = 1, x.shape[1] do
     local h, w = x.shape[2], x.shape[3]
-    local y = net.from_latent(x:slice(1, t, t), { dtype = "f32" }):clamp(0, 1)
+    local y = net.from_latent(x:slice(1, t, t), { dtype = "f32" })
     y = y:reshape(h, w, bt, bh, bw, 3):permute(3, 1, 4, 2, 5, 6):reshape(bt, h * bh, w * bw, 3)
-    out[t] = self.first and y:slice(1, bt, bt) or y
+    if self.first then y = y:slice(1, bt, bt) end
     self.first = false
+    if net.trace then net.trace("decoded_unclamped", y) end
+    out[t] = y:clamp(0, 1)
   end
-  return #out == 1 and out[1]:contiguous() or T.concat(out, 1)
+  return #out == 1 and out[1] or T.concat(out, 1)
 end
 
 function Net:decode(latent)
