@@ -5,6 +5,10 @@
 #include <melies/weights.h>
 #include <stdatomic.h>
 
+// mel_fail where the compiler sees that the status is not MEL_OK. They take the error from err.
+#define FAIL(status, ...) (mel_fail(err, status, __VA_ARGS__), status)
+#define REFUSE(...) FAIL(MEL_EFORMAT, __VA_ARGS__)
+
 // ---- memory of a handle: small pieces that go together ------------------------------------------
 typedef struct arena {
     struct arena_chunk *chunks;

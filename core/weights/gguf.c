@@ -6,8 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define REFUSE(...) mel_fail(err, MEL_EFORMAT, __VA_ARGS__)
-
 enum {
     MAX_DIMS = 4,          // ggml's own limit
     MIN_PAIR_BYTES = 14,   // length and one byte of a key, type, one byte of value
@@ -206,7 +204,7 @@ static mel_status take_tensor(mel_weights *w, cursor *c, uint64_t number, uint64
     if (s == MEL_OK) s = take(c, &offset, sizeof offset, what, err);
     if (s != MEL_OK) return s;
     e.type = stored_by_gguf(type, &why);
-    if (!e.type) return mel_fail(err, MEL_EUNSUPPORTED, "%s: %s: type %u %s", path, what, type, why);
+    if (!e.type) return FAIL(MEL_EUNSUPPORTED, "%s: %s: type %d %s", path, what, (int32_t)type, why);
     int64_t row = e.ndim ? e.shape[e.ndim - 1] : 1, count;
     if (row % e.type->block) {
         return REFUSE("%s: %s: row length %lld is not a multiple of the %d of %s", path, what, (long long)row,
@@ -271,7 +269,7 @@ mel_status read_gguf(mel_weights *w, const mapping *m, mel_error *err) {
     if (s != MEL_OK) return s;
     if (version != 2 && version != 3) {
         bool swapped = version != 0 && (version & 0xffff) == 0;
-        return mel_fail(err, MEL_EUNSUPPORTED, "%s: GGUF version %u%s, 2 and 3 are supported", m->path,
+        return FAIL(MEL_EUNSUPPORTED, "%s: GGUF version %u%s, 2 and 3 are supported", m->path,
             swapped ? __builtin_bswap32(version) : version, swapped ? " big-endian" : "");
     }
     s = take(&c, &tensors, sizeof tensors, "the tensor count", err);

@@ -7,8 +7,6 @@
 #include <string.h>
 #include <unistd.h>
 
-#define REFUSE(...) mel_fail(err, MEL_EFORMAT, __VA_ARGS__)
-
 enum {
     MAX_PATH_BYTES = 4096
 };
@@ -54,8 +52,7 @@ static mel_status list_shards(
         at += (size_t)wrote < sizeof missing - at ? (size_t)wrote : sizeof missing - 1 - at;
     }
     if (lacking) {
-        return mel_fail(
-            err, MEL_EIO, "%s: %zu of %zu shards missing beside it: %s", m->path, lacking, distinct, missing);
+        return FAIL(MEL_EIO, "%s: %zu of %zu shards missing beside it: %s", m->path, lacking, distinct, missing);
     }
     *out = files;
     *count = distinct;
@@ -120,7 +117,7 @@ static mel_status read_metadata(mel_weights *w, json_t *map, mel_error *err) {
 static mel_status read_root(mel_weights *w, const mapping *m, json_t *root, mel_error *err) {
     json_t *map = json_object_get(root, "weight_map");
     if (!json_is_object(map)) return REFUSE("%s: is JSON, but has no weight_map: not an index of shards", m->path);
-    if (!m->mapped) return mel_fail(err, MEL_EUNSUPPORTED, "%s: an index of shards needs a folder", m->path);
+    if (!m->mapped) return FAIL(MEL_EUNSUPPORTED, "%s: an index of shards needs a folder", m->path);
     const char **files;
     size_t count;
     mel_status s = list_shards(w, m, map, &files, &count, err);

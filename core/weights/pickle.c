@@ -52,7 +52,8 @@ typedef struct machine {
 } machine;
 
 static mel_status damaged(machine *p, const char *what) {
-    return mel_fail(p->err, MEL_EFORMAT, "%s: data.pkl: byte %lld: %s", p->path, (long long)p->start, what);
+    mel_error *err = p->err;
+    return REFUSE("%s: data.pkl: byte %lld: %s", p->path, (long long)p->start, what);
 }
 
 // ---- values and the stack ------------------------------------------------------------------------------

@@ -5,8 +5,6 @@
 #include <stdio.h>
 #include <string.h>
 
-#define REFUSE(...) mel_fail(err, MEL_EFORMAT, __VA_ARGS__)
-
 enum {
     MAX_NESTING = 16,
     MAX_NAME = 1024
@@ -57,8 +55,8 @@ static mel_status fill_layout(reader *r, const value *tensor, entry *e, const ch
             (long long)first, (long long)last, (long long)storage->integer);
     }
     if (count > storage->integer) {
-        return mel_fail(err, MEL_EUNSUPPORTED, "%s: tensor '%s': %lld elements expanded from a storage of %lld", path,
-            name, (long long)count, (long long)storage->integer);
+        return FAIL(MEL_EUNSUPPORTED, "%s: tensor '%s': %lld elements expanded from a storage of %lld", path, name,
+            (long long)count, (long long)storage->integer);
     }
     e->offset += first * e->type->block_size;
     if (is_dense) return MEL_OK;
@@ -109,8 +107,8 @@ static bool append_key(reader *r, const value *key, int64_t number) {
 
 static mel_status flatten(reader *r, const value *v, int nesting, mel_error *err) {
     if (nesting > MAX_NESTING || r->visits++ > r->pickle->bytes) {
-        return mel_fail(
-            err, MEL_EUNSUPPORTED, "%s: data.pkl: nested more than %d deep, or in a circle", r->m->path, MAX_NESTING);
+        return FAIL(
+            MEL_EUNSUPPORTED, "%s: data.pkl: nested more than %d deep, or in a circle", r->m->path, MAX_NESTING);
     }
     if (v->kind == VALUE_TENSOR) return add_tensor(r, v, err);
     bool dict = v->kind == VALUE_DICT;
@@ -119,8 +117,8 @@ static mel_status flatten(reader *r, const value *v, int nesting, mel_error *err
     for (int64_t i = 0; i < v->count; i += dict ? 2 : 1) {
         char buffer[SHOWN];
         if (!append_key(r, dict ? v->items[i] : NULL, i)) {
-            return mel_fail(err, MEL_EUNSUPPORTED, "%s: data.pkl: under '%s': a key that cannot stand in a name",
-                r->m->path, shown(buffer, r->name, length));
+            return FAIL(MEL_EUNSUPPORTED, "%s: data.pkl: under '%s': a key that cannot stand in a name", r->m->path,
+                shown(buffer, r->name, length));
         }
         mel_status s = flatten(r, v->items[dict ? i + 1 : i], nesting + 1, err);
         r->name[length] = 0;
@@ -150,7 +148,7 @@ static mel_status check_byte_order(const reader *r, mel_error *err) {
     if (!record) return MEL_OK;
     const char *text = (const char *)r->m->data + record->offset;
     if (record->bytes == 6 && memcmp(text, "little", 6) == 0) return MEL_OK;
-    return mel_fail(err, MEL_EUNSUPPORTED, "%s: byteorder is '%s', not 'little'", r->m->path,
+    return FAIL(MEL_EUNSUPPORTED, "%s: byteorder is '%s', not 'little'", r->m->path,
         shown(order, text, (size_t)(record->bytes < 16 ? record->bytes : 16)));
 }
 

@@ -7,8 +7,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define REFUSE(...) mel_fail(err, MEL_EFORMAT, __VA_ARGS__)
-
 enum {
     MAX_HEADER = 100000000
 };
@@ -17,8 +15,8 @@ static mel_status read_shape(const char *path, const char *name, json_t *list, e
     if (!json_is_array(list)) return REFUSE("%s: tensor '%s': shape is not an array of whole numbers", path, name);
     size_t ndim = json_array_size(list);
     if (ndim > MEL_MAX_DIMS) {
-        return mel_fail(err, MEL_EUNSUPPORTED, "%s: tensor '%s': %zu dimensions, at most %d are supported", path, name,
-            ndim, MEL_MAX_DIMS);
+        return FAIL(MEL_EUNSUPPORTED, "%s: tensor '%s': %zu dimensions, at most %d are supported", path, name, ndim,
+            MEL_MAX_DIMS);
     }
     for (size_t i = 0; i < ndim; i++) {
         json_t *v = json_array_get(list, i);

@@ -87,27 +87,26 @@ static mel_status mapping_create(
 mel_status mapping_open(const char *path, mapping **out, mel_error *err) {
     // O_NONBLOCK: a pipe of that name must not hold us up; it is refused below.
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (fd < 0) return mel_fail(err, MEL_EIO, "%s: cannot be opened: %s", path, strerror(errno));
+    if (fd < 0) return FAIL(MEL_EIO, "%s: cannot be opened: %s", path, strerror(errno));
     struct stat st;
     if (fstat(fd, &st) != 0) {
         int why = errno;
         close(fd);
-        return mel_fail(err, MEL_EIO, "%s: cannot be looked at: %s", path, strerror(why));
+        return FAIL(MEL_EIO, "%s: cannot be looked at: %s", path, strerror(why));
     }
     if (!S_ISREG(st.st_mode)) {
         close(fd);
-        return mel_fail(
-            err, MEL_EIO, "%s: is %s, not a file", path, S_ISDIR(st.st_mode) ? "a folder" : "a device or pipe");
+        return FAIL(MEL_EIO, "%s: is %s, not a file", path, S_ISDIR(st.st_mode) ? "a folder" : "a device or pipe");
     }
     if (st.st_size == 0) {
         close(fd);
-        return mel_fail(err, MEL_EFORMAT, "%s: the file is empty", path);
+        return REFUSE("%s: the file is empty", path);
     }
     void *data = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
     int why = errno;
     close(fd);
     if (data == MAP_FAILED) {
-        return mel_fail(err, MEL_EIO, "%s: cannot map %lld bytes: %s", path, (long long)st.st_size, strerror(why));
+        return FAIL(MEL_EIO, "%s: cannot map %lld bytes: %s", path, (long long)st.st_size, strerror(why));
     }
     mel_status s = mapping_create(data, (size_t)st.st_size, true, path, out, err);
     if (s != MEL_OK) munmap(data, (size_t)st.st_size);
@@ -115,7 +114,7 @@ mel_status mapping_open(const char *path, mapping **out, mel_error *err) {
 }
 
 mel_status mapping_borrow(const void *data, size_t size, const char *name, mapping **out, mel_error *err) {
-    if (size == 0) return mel_fail(err, MEL_EFORMAT, "%s: the file is empty", name);
+    if (size == 0) return REFUSE("%s: the file is empty", name);
     return mapping_create(data, size, false, name, out, err);
 }
 

@@ -25,7 +25,7 @@ static mel_status read_any(mel_weights *w, const mapping *m, mel_error *err) {
     if (n >= 4 && memcmp(d, "PK\3\4", 4) == 0) return read_pth(w, m, err);
     if (n >= 9 && d[7] == 0 && d[8] == '{') return read_safetensors(w, m, err);
     if (n >= 4 && d[0] == 0x80 && d[1] >= 2 && d[1] <= 5 && d[2] != 0) {
-        return mel_fail(err, MEL_EUNSUPPORTED,
+        return FAIL(MEL_EUNSUPPORTED,
             "%s: is a bare pickle (PyTorch before 1.6, or none of its files); pickles run code, so it is not read",
             m->path);
     }
@@ -36,7 +36,7 @@ static mel_status read_any(mel_weights *w, const mapping *m, mel_error *err) {
     if (ends_with(m->path, ".gguf")) return read_gguf(w, m, err);
     if (is_torch_name(m->path)) return read_pth(w, m, err);
     if (ends_with(m->path, ".safetensors")) return read_safetensors(w, m, err);
-    return mel_fail(err, MEL_EFORMAT, "%s: is neither safetensors, GGUF nor a PyTorch zip file", m->path);
+    return REFUSE("%s: is neither safetensors, GGUF nor a PyTorch zip file", m->path);
 }
 
 static mel_status open_mapping(mapping *m, mel_weights **out, mel_error *err) {
@@ -61,7 +61,7 @@ static mel_status open_mapping(mapping *m, mel_weights **out, mel_error *err) {
 }
 
 mel_status mel_weights_open(const char *path, mel_weights **out, mel_error *err) {
-    if (!path || !*path) return mel_fail(err, MEL_EINVAL, "weights: the path is empty");
+    if (!path || !*path) return FAIL(MEL_EINVAL, "weights: the path is empty");
     mapping *m;
     mel_status s = mapping_open(path, &m, err);
     return s == MEL_OK ? open_mapping(m, out, err) : s;
@@ -69,7 +69,7 @@ mel_status mel_weights_open(const char *path, mel_weights **out, mel_error *err)
 
 mel_status mel_weights_open_memory(
     const void *data, int64_t size_bytes, const char *name, mel_weights **out, mel_error *err) {
-    if (size_bytes < 0 || !name) return mel_fail(err, MEL_EINVAL, "weights: %lld bytes", (long long)size_bytes);
+    if (size_bytes < 0 || !name) return FAIL(MEL_EINVAL, "weights: %lld bytes", (long long)size_bytes);
     mapping *m;
     mel_status s = mapping_borrow(data, (size_t)size_bytes, name, &m, err);
     return s == MEL_OK ? open_mapping(m, out, err) : s;
@@ -118,8 +118,7 @@ mel_status weights_sort(mel_weights *w, mel_error *err) {
         const char *name = w->entries[i].name;
         if (strcmp(name, w->entries[i - 1].name) != 0) continue;
         char buffer[SHOWN];
-        return mel_fail(
-            err, MEL_EFORMAT, "%s: two tensors are called '%s'", w->path, shown(buffer, name, strlen(name)));
+        return REFUSE("%s: two tensors are called '%s'", w->path, shown(buffer, name, strlen(name)));
     }
     return MEL_OK;
 }
@@ -134,8 +133,7 @@ mel_status weights_sort_meta(mel_weights *w, mel_error *err) {
         const char *key = w->metas[i].key;
         if (strcmp(key, w->metas[i - 1].key) != 0) continue;
         char buffer[SHOWN];
-        return mel_fail(
-            err, MEL_EFORMAT, "%s: two metadata values for the key '%s'", w->path, shown(buffer, key, strlen(key)));
+        return REFUSE("%s: two metadata values for the key '%s'", w->path, shown(buffer, key, strlen(key)));
     }
     return MEL_OK;
 }
@@ -207,7 +205,7 @@ const char *mel_weights_file(const mel_weights *w, int64_t index) {
 // ---- tensors -------------------------------------------------------------------------------------------
 static mel_status find_entry(const mel_weights *w, const char *name, const entry **out, mel_error *err) {
     const entry *e = entry_at(w, mel_weights_find(w, name));
-    if (!e) return mel_fail(err, MEL_EINVAL, "%s: has no tensor '%s'", w->path, name ? name : "(null)");
+    if (!e) return FAIL(MEL_EINVAL, "%s: has no tensor '%s'", w->path, name ? name : "(null)");
     *out = e;
     return MEL_OK;
 }
@@ -281,7 +279,7 @@ mel_status mel_weights_tensor(
     const entry *e;
     mel_status s = find_entry(w, name, &e, err);
     if (s == MEL_OK && dtype != MEL_SAME && mel_dtype_size(dtype) == 0) {
-        s = mel_fail(err, MEL_EINVAL, "%s: tensor '%s': no dtype has the number %d", w->path, name, (int)dtype);
+        s = FAIL(MEL_EINVAL, "%s: tensor '%s': no dtype has the number %d", w->path, name, (int)dtype);
     }
     if (s == MEL_OK) s = mel_check_cancel(err);
     mel_tensor *t;
@@ -376,13 +374,12 @@ int64_t mel_weights_meta_length(const mel_weights *w, int64_t index) {
 mel_status mel_weights_meta_get(
     const mel_weights *w, int64_t index, int64_t element, mel_meta_value *out, mel_error *err) {
     if (index < 0 || index >= w->meta_count) {
-        return mel_fail(
-            err, MEL_EINVAL, "%s: metadata %lld of %lld", w->path, (long long)index, (long long)w->meta_count);
+        return FAIL(MEL_EINVAL, "%s: metadata %lld of %lld", w->path, (long long)index, (long long)w->meta_count);
     }
     const meta *m = &w->metas[index];
     int64_t length = m->length < 0 ? 1 : m->length;
     if (element < 0 || element >= length) {
-        return mel_fail(err, MEL_EINVAL, "%s: metadata '%s': element %lld of %lld", w->path, m->key, (long long)element,
+        return FAIL(MEL_EINVAL, "%s: metadata '%s': element %lld of %lld", w->path, m->key, (long long)element,
             (long long)length);
     }
     *out = (mel_meta_value){.type = m->type};

@@ -54,11 +54,11 @@ static mel_status create_temporary(mel_weights_writer *w, mel_error *err) {
         }
         if (errno != EEXIST) break;
     }
-    return mel_fail(err, MEL_EIO, "%s: cannot be written: %s", w->path, strerror(errno));
+    return FAIL(MEL_EIO, "%s: cannot be written: %s", w->path, strerror(errno));
 }
 
 mel_status mel_weights_writer_create(const char *path, mel_weights_writer **out, mel_error *err) {
-    if (!path || !*path) return mel_fail(err, MEL_EINVAL, "weights writer: the path is empty");
+    if (!path || !*path) return FAIL(MEL_EINVAL, "weights writer: the path is empty");
     mel_weights_writer *w = mel_alloc_zero(sizeof *w, err);
     if (!w) return MEL_ENOMEM;
     w->fd = -1;
@@ -85,10 +85,10 @@ void mel_weights_writer_free(mel_weights_writer *w) {
 // ---- declaring ---------------------------------------------------------------------------------------
 static mel_status check_usable(const mel_weights_writer *w, bool before_writing, mel_error *err) {
     if (w->failed || w->fd < 0) {
-        return mel_fail(err, MEL_EINVAL, "%s: the writer has %s", w->path, w->failed ? "failed" : "finished");
+        return FAIL(MEL_EINVAL, "%s: the writer has %s", w->path, w->failed ? "failed" : "finished");
     }
     if (before_writing && w->started) {
-        return mel_fail(err, MEL_EINVAL, "%s: declarations come before the first write", w->path);
+        return FAIL(MEL_EINVAL, "%s: declarations come before the first write", w->path);
     }
     return MEL_OK;
 }
@@ -103,9 +103,9 @@ static bool is_utf8(const char *text) {
 mel_status mel_weights_writer_metadata(mel_weights_writer *w, const char *key, const char *value, mel_error *err) {
     mel_status s = check_usable(w, true, err);
     if (s != MEL_OK) return s;
-    if (!key || !*key || !value) return mel_fail(err, MEL_EINVAL, "%s: metadata: the key is empty", w->path);
+    if (!key || !*key || !value) return FAIL(MEL_EINVAL, "%s: metadata: the key is empty", w->path);
     if (!is_utf8(key) || !is_utf8(value)) {
-        return mel_fail(err, MEL_EINVAL, "%s: metadata '%s': not UTF-8", w->path, is_utf8(key) ? key : "?");
+        return FAIL(MEL_EINVAL, "%s: metadata '%s': not UTF-8", w->path, is_utf8(key) ? key : "?");
     }
     pair p = {arena_text(&w->arena, key, strlen(key), err), arena_text(&w->arena, value, strlen(value), err)};
     if (!p.key || !p.value || !grow((void **)&w->pairs, w->pair_count, &w->pair_capacity, sizeof p, err)) {
@@ -121,17 +121,17 @@ mel_status mel_weights_writer_declare(
     if (s != MEL_OK) return s;
     slot one = {.type = stored_of_dtype(dtype), .ndim = ndim};
     if (!name || !is_utf8(name) || strcmp(name, "__metadata__") == 0) {
-        return mel_fail(err, MEL_EINVAL, "%s: a tensor cannot be called '%s'", w->path,
-            name && is_utf8(name) ? name : "(not UTF-8)");
+        return FAIL(
+            MEL_EINVAL, "%s: a tensor cannot be called '%s'", w->path, name && is_utf8(name) ? name : "(not UTF-8)");
     }
-    if (!one.type) return mel_fail(err, MEL_EINVAL, "%s: tensor '%s': no such dtype: %d", w->path, name, (int)dtype);
+    if (!one.type) return FAIL(MEL_EINVAL, "%s: tensor '%s': no such dtype: %d", w->path, name, (int)dtype);
     if (ndim < 0 || ndim > MEL_MAX_DIMS) {
-        return mel_fail(err, MEL_EINVAL, "%s: tensor '%s': %d dimensions", w->path, name, ndim);
+        return FAIL(MEL_EINVAL, "%s: tensor '%s': %d dimensions", w->path, name, ndim);
     }
     if (ndim) memcpy(one.shape, shape, (size_t)ndim * sizeof *shape);
     int64_t count;
     if (!dense_size(one.type, ndim, one.shape, &count, &one.bytes)) {
-        return mel_fail(err, MEL_EINVAL, "%s: tensor '%s': a negative dimension, or too many elements", w->path, name);
+        return FAIL(MEL_EINVAL, "%s: tensor '%s': a negative dimension, or too many elements", w->path, name);
     }
     one.name = arena_text(&w->arena, name, strlen(name), err);
     if (!one.name || !grow((void **)&w->slots, w->count, &w->capacity, sizeof one, err)) return MEL_ENOMEM;
@@ -187,7 +187,7 @@ static mel_status put(mel_weights_writer *w, const void *data, int64_t size, int
         if (s != MEL_OK) return s;
         ssize_t n = pwrite(w->fd, from, (size_t)(size < PIECE ? size : PIECE), at);
         if (n < 0 && errno == EINTR) continue;
-        if (n < 0) return mel_fail(err, MEL_EIO, "%s: cannot be written: %s", w->path, strerror(errno));
+        if (n < 0) return FAIL(MEL_EIO, "%s: cannot be written: %s", w->path, strerror(errno));
         from += n;
         at += n;
         size -= n;
@@ -201,7 +201,7 @@ static mel_status start(mel_weights_writer *w, mel_error *err) {
     if (w->pair_count) qsort(w->pairs, (size_t)w->pair_count, sizeof(pair), by_key);
     for (int64_t i = 1; i < w->pair_count; i++) {
         if (strcmp(w->pairs[i].key, w->pairs[i - 1].key) == 0) {
-            return mel_fail(err, MEL_EINVAL, "%s: metadata '%s' is given twice", w->path, w->pairs[i].key);
+            return FAIL(MEL_EINVAL, "%s: metadata '%s' is given twice", w->path, w->pairs[i].key);
         }
     }
     int64_t at = 0;
@@ -209,16 +209,16 @@ static mel_status start(mel_weights_writer *w, mel_error *err) {
     for (int64_t i = 0; i < w->count; i++) {
         w->slots[i].offset = at;
         if (__builtin_add_overflow(at, w->slots[i].bytes, &at)) {
-            return mel_fail(err, MEL_EINVAL, "%s: the tensors take more than 2^63 bytes", w->path);
+            return FAIL(MEL_EINVAL, "%s: the tensors take more than 2^63 bytes", w->path);
         }
     }
     char *text = header_text(w);
-    if (!text) return mel_fail(err, MEL_ENOMEM, "%s: no memory for the header", w->path);
+    if (!text) return FAIL(MEL_ENOMEM, "%s: no memory for the header", w->path);
     if (w->count) qsort(w->slots, (size_t)w->count, sizeof(slot), by_name);
     mel_status s = MEL_OK;
     for (int64_t i = 1; i < w->count && s == MEL_OK; i++) {
         if (strcmp(w->slots[i].name, w->slots[i - 1].name) == 0) {
-            s = mel_fail(err, MEL_EINVAL, "%s: tensor '%s' is declared twice", w->path, w->slots[i].name);
+            s = FAIL(MEL_EINVAL, "%s: tensor '%s' is declared twice", w->path, w->slots[i].name);
         }
     }
     size_t length = strlen(text);
@@ -237,10 +237,10 @@ static mel_status write_slot(mel_weights_writer *w, slot *one, const mel_tensor 
     const int64_t *shape = mel_tensor_shape(tensor);
     if (mel_tensor_dtype(tensor) != one->type->dtype || mel_tensor_ndim(tensor) != one->ndim ||
         (one->ndim && memcmp(shape, one->shape, (size_t)one->ndim * sizeof *shape) != 0)) {
-        return mel_fail(err, MEL_EINVAL, "%s: tensor '%s': %s %s is not what was declared", w->path, one->name,
+        return FAIL(MEL_EINVAL, "%s: tensor '%s': %s %s is not what was declared", w->path, one->name,
             mel_dtype_name(mel_tensor_dtype(tensor)), mel_tensor_shape_text(tensor, text, sizeof text));
     }
-    if (one->written) return mel_fail(err, MEL_EINVAL, "%s: tensor '%s' is written twice", w->path, one->name);
+    if (one->written) return FAIL(MEL_EINVAL, "%s: tensor '%s' is written twice", w->path, one->name);
     mel_tensor *dense;
     mel_status s = mel_tensor_contiguous(tensor, &dense, err);
     if (s != MEL_OK) return s;
@@ -259,8 +259,7 @@ mel_status mel_weights_writer_write(mel_weights_writer *w, const char *name, con
     }
     slot key = {.name = name ? name : ""};
     slot *one = w->count ? bsearch(&key, w->slots, (size_t)w->count, sizeof key, by_name) : NULL;
-    s = one ? write_slot(w, one, tensor, err)
-            : mel_fail(err, MEL_EINVAL, "%s: tensor '%s' was not declared", w->path, key.name);
+    s = one ? write_slot(w, one, tensor, err) : FAIL(MEL_EINVAL, "%s: tensor '%s' was not declared", w->path, key.name);
     w->failed = s != MEL_OK;
     return s;
 }
@@ -284,7 +283,7 @@ static mel_status finish(mel_weights_writer *w, mel_error *err) {
     if (s == MEL_OK && !w->started) s = start(w, err);
     for (int64_t i = 0; i < w->count && s == MEL_OK; i++) {
         if (!w->slots[i].written) {
-            s = mel_fail(err, MEL_EINVAL, "%s: tensor '%s' was declared but not written", w->path, w->slots[i].name);
+            s = FAIL(MEL_EINVAL, "%s: tensor '%s' was declared but not written", w->path, w->slots[i].name);
         }
     }
     if (s != MEL_OK) return s;
@@ -292,9 +291,9 @@ static mel_status finish(mel_weights_writer *w, mel_error *err) {
     int closed = close(w->fd);
     if (!bad && closed) why = errno;
     w->fd = -1;
-    if (bad || closed) return mel_fail(err, MEL_EIO, "%s: cannot be written: %s", w->path, strerror(why));
+    if (bad || closed) return FAIL(MEL_EIO, "%s: cannot be written: %s", w->path, strerror(why));
     if (rename(w->temporary, w->path) != 0) {
-        return mel_fail(err, MEL_EIO, "%s: cannot be put in place: %s", w->path, strerror(errno));
+        return FAIL(MEL_EIO, "%s: cannot be put in place: %s", w->path, strerror(errno));
     }
     w->temporary = NULL;
     sync_folder(w->path);

@@ -5,8 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define REFUSE(...) mel_fail(err, MEL_EFORMAT, __VA_ARGS__)
-
 enum {
     END_BYTES = 22,
     LOCATOR64_BYTES = 20,
@@ -90,7 +88,7 @@ static mel_status read_record(mel_weights *w, const mapping *m, const uint8_t *p
     shown(shown_name, name, name_bytes);
     if (memchr(name, 0, name_bytes)) return REFUSE("%s: zip: a record's name holds a zero byte", m->path);
     if ((u16(p + 8) & 1) || u16(p + 10) != 0) {
-        return mel_fail(err, MEL_EUNSUPPORTED, "%s: zip: record '%s' is %s", m->path, shown_name,
+        return FAIL(MEL_EUNSUPPORTED, "%s: zip: record '%s' is %s", m->path, shown_name,
             u16(p + 8) & 1 ? "encrypted" : "compressed");
     }
     if (packed != bytes || !within(m, local, LOCAL_BYTES) || u32(m->data + local) != 0x04034b50) {
