@@ -10,15 +10,26 @@ local weights = {}
 -- What every source of tensors has, whatever is under it: names, has, get, shape, dtype, bytes, raw, prefetch, drop,
 -- prefix, close and the fields metadata, format, path. A source gives find(name) -> its own key or nil, and the rest by key.
 local Source = {}
+
+local function opened(self, level)
+  local s = self.source
+  if not s then error(self.path .. ": these weights are closed", level + 1) end
+  return s
+end
+
 Source.__index = function(self, key)
   local method = Source[key]
   if method ~= nil then return method end
   if key == "metadata" then
-    local metadata = self.source.metadata()
+    local metadata = opened(self, 2).metadata()
     rawset(self, "metadata", metadata)
     return metadata
   end
-  if type(key) == "string" then error(("weights have no '%s'%s"):format(key, lib.suggest(key, Source)), 2) end
+  if type(key) == "string" and key ~= "source" then
+    local known = { metadata = true, format = true, path = true }
+    for name in pairs(Source) do known[name] = true end
+    error(("weights have no '%s'%s"):format(key, lib.suggest(key, known)), 2)
+  end
 end
 
 local function source(fields, path, format)
@@ -26,8 +37,7 @@ local function source(fields, path, format)
 end
 
 local function find(self, name, level)
-  local s = rawget(self, "source")
-  if not s then error(self.path .. ": these weights are closed", level + 1) end
+  local s = opened(self, level + 1)
   if type(name) ~= "string" then error(("%s: a tensor's name is a string, not %s"):format(self.path, type(name)), level + 1) end
   local key = s.find(name)
   if not key then
@@ -37,16 +47,10 @@ local function find(self, name, level)
 end
 
 -- f:names(): all names, sorted. A fresh table.
-function Source:names()
-  if not rawget(self, "source") then error(self.path .. ": these weights are closed", 2) end
-  return self.source.names()
-end
+function Source:names() return opened(self, 2).names() end
 
 -- f:has(name): whether there is such a tensor.
-function Source:has(name)
-  if not rawget(self, "source") then error(self.path .. ": these weights are closed", 2) end
-  return self.source.find(name) ~= nil
-end
+function Source:has(name) return opened(self, 2).find(name) ~= nil end
 
 -- f:get(name, dtype): the tensor, as dtype where given. Raises where there is none, with the nearest name.
 function Source:get(name, dtype)
@@ -82,7 +86,7 @@ end
 -- f:drop(name): gives the memory of its pages back; they are read again when next touched.
 local function hint(which)
   return function(self, name)
-    if name == nil then return self.source.hint(which) end
+    if name == nil then return opened(self, 2).hint(which) end
     local s, key = find(self, name, 2)
     s.hint(which, key)
   end
@@ -92,8 +96,7 @@ Source.drop = hint("mel_weights_drop")
 
 -- f:prefix("model.diffusion_model."): the same interface over the tensors whose names begin so, without that beginning.
 function Source:prefix(text)
-  local outer = rawget(self, "source")
-  if not outer then error(self.path .. ": these weights are closed", 2) end
+  local outer = opened(self, 2)
   local fields = setmetatable({}, { __index = outer })
   function fields.find(name) return type(name) == "string" and outer.find(text .. name) or nil end
   function fields.names()
@@ -109,10 +112,9 @@ end
 
 -- f:close(): lets go of the file now. Tensors taken from it stay valid. A prefix view only closes itself.
 function Source:close()
-  local s = rawget(self, "source")
-  if not s then return end
-  rawset(self, "source", nil)
-  s.close()
+  local s = self.source
+  self.source = nil
+  if s then s.close() end
 end
 
 -- ---- files -------------------------------------------------------------------------------------------
