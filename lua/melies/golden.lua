@@ -1,8 +1,8 @@
 -- Runs fixtures: small models with random weights whose inputs, outputs and intermediates were taken from the original
 -- implementations, and files of other kinds with the values that must come out of them.
 --
--- A fixture is NAME.json with a "fixture" field; beside it lie NAME.io.safetensors, NAME.weights.safetensors or the files
--- that the json names. What a fixture exercises is told by its "function" and "config", not by its name or sizes, so
+-- A fixture is NAME.json with a "fixture" field; beside it lie NAME.io.safetensors, NAME.weights.safetensors or the
+-- files that the json names. What a fixture exercises is told by its "function" and "config", not by its name or sizes, so
 -- that sets with other sizes run as well. In float32 a value passes where |got - want| <= atol + rtol * |want| with the
 -- fixture's own tolerance; in bf16 where the relative L2 error |got - want| / |want| is within the limit stated in
 -- golden/models.lua for that model (docs/models.md has the measured errors).
@@ -35,7 +35,7 @@ local function shape_text(s)
   return "[" .. table.concat(out, ", ") .. "]"
 end
 
--- Largest |got - want|, the largest excess over atol + rtol * |want|, and the relative L2 error. NaN counts as infinite.
+-- Largest |got - want|, the largest excess over atol + rtol * |want|, the relative L2 error. NaN counts as infinite.
 local function compare(got, want, atol, rtol)
   got, want = got:to("f32"):contiguous(), want:to("f32"):contiguous()
   local g, w = got:ptr(), want:ptr()
@@ -176,8 +176,8 @@ end
 
 -- Runs every fixture in the folder. options: filter (part of a name), compute ("f32", "bf16" or, by default, both where
 -- the fixture holds matrix work), verbose (false: failures and totals only), write(line) (by default to stdout).
--- Returns { passed, failed, not_covered, checks, failed_checks }, counting a fixture once for each compute; or nil and a
--- message where the folder holds no fixture.
+-- Returns { passed, failed, not_covered, checks, failed_checks }, counting a fixture once for each compute; or nil and
+-- a message where the folder holds no fixture.
 function golden.run(dir, options)
   options = options or {}
   local write = options.write or function(line) io.stdout:write(line, "\n") end

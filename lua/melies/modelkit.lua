@@ -151,7 +151,7 @@ function kit.frames(model, video, multiple, level)
     error(("%s: a video is [T, H, W, 3], got %s"):format(model, kit.shape_text(s)), (level or 1) + 1)
   end
   if s[2] % multiple ~= 0 or s[3] % multiple ~= 0 then
-    error(("%s: height and width must be multiples of %d, got %dx%d (width x height)"):format(model, multiple, s[3], s[2]),
+    error(("%s: width and height must be multiples of %d, got %dx%d"):format(model, multiple, s[3], s[2]),
       (level or 1) + 1)
   end
   if video.dtype == "u8" then return video:to("f32") * (1 / 255) end

@@ -129,7 +129,8 @@ local function taehv(fixture)
   fixture:close("decoded", decoded, to_frames(fixture:get("decoded")))
   for _, name in ipairs { "random", "single" } do
     local from = fixture:get(name .. "_latent")
-    if from then fixture:close(name .. "_decoded", net:decode(swap(from)), to_frames(fixture:get(name .. "_decoded"))) end
+    local want = fixture:get(name .. "_decoded")
+    if from then fixture:close(name .. "_decoded", net:decode(swap(from)), to_frames(want)) end
   end
 end
 

@@ -47,8 +47,8 @@ local function norms(fixture)
     local got, scales = rows:layer_norm(options), fixture.json.config.row_scales
     for i, scale in ipairs(scales) do
       local row = ("%s, row %d"):format(name, i - 1)
-      fixture:close(row, got:slice(1, i, i), want:slice(1, i, i), type(scale) == "string" and { atol = 1e-4, rtol = 2e-2 }
-        or nil)
+      fixture:close(row, got:slice(1, i, i), want:slice(1, i, i),
+        type(scale) == "string" and { atol = 1e-4, rtol = 2e-2 } or nil)
     end
   end
   layer_norm("wan_layernorm_noaffine_eps1e-6", { eps = 1e-6 })

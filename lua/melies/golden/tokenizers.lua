@@ -17,7 +17,8 @@ local function rows(fixture, what, get, want)
       local got = get(row)
       if got ~= expected then
         wrong = wrong + 1
-        first = first or ("'%s': got %s, wanted %s"):format(row.text:sub(1, 40), tostring(got):sub(1, 80), expected:sub(1, 80))
+        first = first or ("'%s': got %s, wanted %s"):format(row.text:sub(1, 40), tostring(got):sub(1, 80),
+          expected:sub(1, 80))
       end
     end
   end

@@ -7,8 +7,8 @@
 --   net:forward(ids, mask) -> [B, L, dim]    ids: i64 [B, L], padded; mask: [B, L], 1 for a real token, or nil
 --
 -- Masked keys take no part, so the real rows of a padded batch equal those of encode. Rows of padding are meaningless.
--- Tensor names are Wan's or those of Hugging Face's T5EncoderModel. Sizes come from the tensors, the number of heads from
--- the bias table. config: eps (1e-6), max_distance (128); others are only checked.
+-- Tensor names are Wan's or those of Hugging Face's T5EncoderModel. Sizes come from the tensors, the number of heads
+-- from the bias table. config: eps (1e-6), max_distance (128); others are only checked.
 local melies = require "melies"
 local kit = require "melies.modelkit"
 local ffi = require "ffi"

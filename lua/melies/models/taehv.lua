@@ -24,8 +24,8 @@ Stream.__index = Stream
 
 -- ---- layers -----------------------------------------------------------------------------------------------------
 
-local function convolution(layer, act)
-  local call = { act = act }
+local function convolution(layer, act, dtype)
+  local call = { act = act, dtype = dtype }
   return function(x) return layer(x, call) end
 end
 
@@ -95,11 +95,12 @@ local function upsample(x)
   return y:reshape(s[1], 2 * s[2], 2 * s[3], s[4])
 end
 
-local function clamp3(x) return (x * (1 / 3)):tanh() * 3 end
+local function clamp3(x) return (x * (1 / 3)):tanh() * 3 end -- of a float32 latent
 
 -- ---- the two halves ---------------------------------------------------------------------------------------------
 
--- Layers are kept with their number in the file, for the trace: { { index, run }, ... }.
+-- Layers are kept with their number in the file, for the trace: { { index, run }, ... }. The latent is float32 on both
+-- sides and so is the decoder's last layer: pixels are not rounded to bf16.
 local function load_encoder(r, compute)
   local layers, times = {}, 1
   local function add(index, run) layers[#layers + 1] = { index, run } end
@@ -114,7 +115,7 @@ local function load_encoder(r, compute)
     add(first + 1, convolution(r:conv("encoder." .. first + 1, { width, width, 3, 3 }, down)))
     for i = 2, 4 do add(first + i, load_memory_block(r, "encoder." .. first + i, compute)) end
   end
-  add(17, convolution(r:conv("encoder.17", { false, width, 3, 3 }, { compute = compute, pad = 1 })))
+  add(17, convolution(r:conv("encoder.17", { false, width, 3, 3 }, { compute = compute, pad = 1 }), nil, "f32"))
   return layers, times
 end
 
@@ -122,7 +123,7 @@ local function load_base_decoder(r, compute, space)
   local layers, times = {}, 1
   local function add(index, run) layers[#layers + 1] = { index, run } end
   local pad = { compute = compute, pad = 1 }
-  add(0, clamp3)
+  add(0, function(x) return clamp3(x):to(compute) end)
   add(1, convolution(r:conv("decoder.1", { false, false, 3, 3 }, pad)))
   add(2, function(x) return x:relu() end)
   local width = r:shape("decoder.1.weight")[1]
@@ -137,7 +138,7 @@ local function load_base_decoder(r, compute, space)
     width = r:shape(("decoder.%d.weight"):format(first + 5))[1]
     add(first + 5, convolution(conv, stage == 2 and "relu" or nil))
   end
-  add(22, convolution(r:conv("decoder.22", { false, width, 3, 3 }, pad)))
+  add(22, convolution(r:conv("decoder.22", { false, width, 3, 3 }, pad), nil, "f32"))
   return layers, times
 end
 
@@ -146,7 +147,7 @@ local function load_super_decoder(r, compute)
   local layers, times = {}, 1
   local function add(index, run) layers[#layers + 1] = { index, run } end
   local pad = { compute = compute, pad = 1 }
-  add(0, convolution(r:conv("decoder.0", { false, false, 1, 1 }, { compute = compute })))
+  add(0, convolution(r:conv("decoder.0", { false, false, 1, 1 }, { compute = compute }), nil, compute))
   local width = r:shape("decoder.0.weight")[1]
   for stage = 0, 2 do
     local first = 1 + 7 * stage
@@ -165,7 +166,7 @@ local function load_super_decoder(r, compute)
     add(first + 5, function(x) return T.pixel_shuffle(x:relu(), block) end)
     add(first + 6, grow)
   end
-  add(22, convolution(r:conv("decoder.22", { false, width, 3, 3 }, pad)))
+  add(22, convolution(r:conv("decoder.22", { false, width, 3, 3 }, pad), nil, "f32"))
   return layers, times
 end
 
@@ -191,7 +192,7 @@ function Net:encode(video)
   local states, out = {}, {}
   for first = 1, count + missing, step do
     local frames = T.pixel_unshuffle(x:slice(1, first, first + step - 1), self.patch):to(self.dtype)
-    out[#out + 1] = self:run("enc", self.encoder_layers, frames, states):to("f32")
+    out[#out + 1] = self:run("enc", self.encoder_layers, frames, states)
   end
   local latent = #out == 1 and out[1] or T.concat(out, 1)
   return latent:permute(4, 1, 2, 3):contiguous()
@@ -206,7 +207,7 @@ function Stream:push(latent)
   local net, out = self.net, {}
   local x = kit.latent_frames(NAME, latent, net.latent_channels, 2)
   for t = 1, x.shape[1] do
-    local y = net:run("dec", net.decoder_layers, x:slice(1, t, t):to(net.dtype), self.states):to("f32")
+    local y = net:run("dec", net.decoder_layers, x:slice(1, t, t), self.states)
     if net.trace then net.trace("decoder_raw", y) end
     y = T.pixel_shuffle(y, net.patch):clamp(0, 1)
     local n = y.shape[1]

@@ -7,8 +7,9 @@
 --
 -- t is one timestep a sample, 0 to 1000 (1000 * sigma); a latent or a t of one sample serves a context of several.
 -- The context holds each block's cross-attention keys and values, computed once a prompt. The model reads text padded
--- with zero rows to text_len, unmasked: all those rows give one key and one value, so what is kept are the real rows and
--- the padding as a key whose bias is the logarithm of the count (exact in real arithmetic); plain = true keeps every row.
+-- with zero rows to text_len, unmasked: all those rows give one key and one value, so what is kept are the real rows
+-- and the padding as a key whose bias is the logarithm of the count (exact in real arithmetic); plain = true keeps
+-- every row.
 --
 -- Sizes come from the tensors. config: heads (or num_heads; by default dim / 128), text_len (512), eps (1e-6). Others
 -- (dim, ffn, layers, text_dim, freq_dim, in_channels, out_channels, patch) are only checked against the tensors.

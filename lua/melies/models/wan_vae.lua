@@ -162,7 +162,8 @@ local function load_half(r, side, compute)
   add("conv1", load_causal(r, side .. ".conv1", first[1], first[2], compute))
   local function stages()
     local down = side == "encoder"
-    local list = load_stages(r, side .. (down and ".downsamples" or ".upsamples"), down and load_down or load_up, compute)
+    local list = load_stages(r, side .. (down and ".downsamples" or ".upsamples"), down and load_down or load_up,
+      compute)
     for i, run in ipairs(list) do add((down and "down" or "up") .. (i - 1), run) end
   end
   local function middle()
@@ -265,8 +266,8 @@ local function load(weights, config, options)
   net.latent_channels = kit.agree(NAME, config, { "z_dim", "latent" }, channels, "the file")
   local mean, std = config.mean or MEAN, config.std or STD
   if #mean ~= channels or #std ~= channels then
-    error(("%s: %d latent channels, but mean and std have %d and %d values; the configuration must give them"):format(NAME,
-      channels, #mean, #std), 0)
+    error(("%s: %d latent channels, but mean and std have %d and %d values; the configuration must give them"):format(
+      NAME, channels, #mean, #std), 0)
   end
   net.stride = { 4, 8, 8 } -- pixels to one latent value
   net.mean, net.std = T.of(mean, { channels }), T.of(std, { channels })
