@@ -108,10 +108,17 @@ static void print_columns(lua_State *L, int list, int count) {
 
 static unsigned char on_tab(EditLine *el, int key) {
     (void)key;
+    const LineInfo *line = el_line(el);
+    const char *blank = line->buffer;
+    while (blank < line->cursor && (*blank == ' ' || *blank == '\t'))
+        blank++;
+    if (blank == line->cursor) { // indentation, as in pasted code
+        el_insertstr(el, "  ");
+        return CC_REFRESH;
+    }
     if (completer == LUA_NOREF) return CC_ERROR;
     lua_State *L = lua;
     int top = lua_gettop(L);
-    const LineInfo *line = el_line(el);
     lua_rawgeti(L, LUA_REGISTRYINDEX, completer);
     lua_pushlstring(L, line->buffer, (size_t)(line->cursor - line->buffer));
     unsigned char answer = CC_ERROR;

@@ -112,12 +112,17 @@ local commands = {}
 local command_order = { "run", "repl", "list", "info", "help", "version", "golden", "bench" }
 
 local function no_more(words, n, command)
-  if words[n + 1] then
-    local kind = words[n + 1]:sub(1, 1) == "-" and "option" or "argument"
-    local names = {}
-    for i, name in ipairs(option_order) do names[i] = "--" .. name end
-    stop(USAGE, "%s: unknown %s '%s'%s", command, kind, words[n + 1],
-      kind == "option" and suggest(words[n + 1], names) or "")
+  if words[n + 1] then stop(USAGE, "%s: unknown argument '%s'", command, words[n + 1]) end
+end
+
+-- No options but the program's own, which were taken out before.
+local function no_options(words, command)
+  for _, word in ipairs(words) do
+    if word:find "^%-." then
+      local names = {}
+      for i, name in ipairs(option_order) do names[i] = "--" .. name end
+      stop(USAGE, "%s: unknown option '%s'%s", command, word, suggest(word, names))
+    end
   end
 end
 
@@ -130,13 +135,13 @@ end
 function cli.usage()
   local lines = { "melies: a scriptable text-to-video toolkit", "", "usage: melies [OPTION...] COMMAND ...", "", "commands:" }
   for _, name in ipairs(command_order) do
-    lines[#lines + 1] = ("  %-24s %s"):format(commands[name][1], commands[name][2])
+    lines[#lines + 1] = ("  %-29s %s"):format(commands[name][1], commands[name][2])
   end
   lines[#lines + 1] = ""
   lines[#lines + 1] = "options:"
   for _, name in ipairs(option_order) do
     local o = options[name]
-    lines[#lines + 1] = ("  %-24s %s"):format("--" .. name .. (o[1] and " " .. o[1] or ""), o[3])
+    lines[#lines + 1] = ("  %-29s %s"):format("--" .. name .. (o[1] and " " .. o[1] or ""), o[3])
   end
   lines[#lines + 1] = ""
   lines[#lines + 1] = "melies run text_to_video --prompt \"a red ball rolls to the right\" -o film.mp4"
@@ -223,10 +228,12 @@ commands.list = { "list [KIND]", "every plugin: samplers, schedules, guides, rec
       end
       kinds = { found }
     end
+    local term = require "melies.term"
+    local width = term.isatty(1) and term.size(1) or math.huge -- a pipe gets the whole line
     for i, k in ipairs(kinds) do
       if #kinds > 1 then out((i > 1 and "\n" or "") .. k .. "s") end
       for _, entry in ipairs(registry.list(k)) do
-        out(("  %-22s %-12s %s"):format(entry.name, entry.origin, first_line(entry.help)))
+        out(term.cut(("  %-22s %-12s %s"):format(entry.name, entry.origin, first_line(entry.help)), width))
         for _, path in ipairs(entry.shadows or {}) do out(("  %-22s stands before %s"):format("", path)) end
       end
     end
@@ -273,18 +280,31 @@ commands.version = { "version", "versions of melies and of what it stands on",
     return OK
   end }
 
--- The command that a module brings: module.main(words) -> exit code, message.
-local function from_module(name)
-  return function(words)
-    local file = package.searchpath("melies." .. name, package.path)
-    if not file then stop(FAILED, "%s is not part of this installation", name) end
-    local code, message = require("melies." .. name).main(words)
+-- A module that not every installation has.
+local function optional(name)
+  if not package.searchpath("melies." .. name, package.path) then
+    stop(FAILED, "%s is not part of this installation", name)
+  end
+  return require("melies." .. name)
+end
+
+commands.golden = { "golden DIR [NAME]", "check this build against every reference fixture in a folder",
+  function(words, settings)
+    if not words[1] then stop(USAGE, "golden: which folder of fixtures?") end
+    no_more(words, 2, "golden")
+    local totals, message = optional("golden").run(words[1], { filter = words[2], compute = settings.compute,
+      verbose = not settings.quiet, write = out })
+    if not totals then stop(FAILED, "%s", message) end
+    return totals.failed == 0 and OK or FAILED
+  end, "NAME: only fixtures with that in their name. --compute runs them in one dtype, --quiet prints failures and totals." }
+
+-- bench.main(words) returns an exit code, and a message where it failed.
+commands.bench = { "bench [NAME...]", "measure speed and memory beside this machine's own limits",
+  function(words)
+    local code, message = optional("bench").main(words)
     if message then stop(code or FAILED, "%s", message) end
     return code or OK
-  end
-end
-commands.golden = { "golden DIR", "check this build against every reference fixture in a folder", from_module "golden" }
-commands.bench = { "bench", "measure speed and memory beside this machine's own limits", from_module "bench" }
+  end }
 
 -- ---- main -----------------------------------------------------------------------------------------
 
@@ -319,6 +339,7 @@ local function run(words)
   if name ~= "run" then
     if rest[1] == "--help" or rest[1] == "-h" then out(usage_of(name)) return OK end
     rest = take_options(settings, rest)
+    if name ~= "bench" then no_options(rest, name) end
     apply(settings)
   end
   return command[3](rest, settings)
@@ -339,16 +360,15 @@ function cli.main(words)
   if package.loaded["melies.progress"] then package.loaded["melies.progress"].reset() end
   if ok then return result end
   if type(result) == "table" and result.code then
-    if result.message then log.fail("%s", (result.message:gsub("%s*\n%s*", "; "))) end
+    if result.message then log.fail("%s", log.one_line(result.message)) end
     return result.code
   end
   if canceled() or (type(result) == "table" and result.canceled) then
     log.fail("interrupted")
     return INTERRUPTED
   end
-  local text = type(result) == "table" and (result.failure or result.text or result.message) or result
-  log.fail("%s", log.debug and trace or (tostring(text):gsub("%s*\n%s*", "; ")))
-  return type(result) == "table" and tonumber(result.exit) or FAILED
+  log.fail("%s", log.debug and trace or log.one_line(result))
+  return FAILED
 end
 
 return cli

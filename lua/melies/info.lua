@@ -120,9 +120,23 @@ end
 
 -- ---- versions -------------------------------------------------------------------------------------
 
-local function declared(name)
-  local ok, value = pcall(function() return require("melies.ffi.lib").C[name] end)
-  return ok and value or nil
+-- Versions of libraries that libmelies brings into the process; nil where one does not answer.
+local function onednn()
+  local ok, text = pcall(function()
+    -- the head of dnnl_version_t, the same in 2.x and 3.x
+    ffi.cdef "typedef struct { int major, minor, patch; } melies_dnnl_version; melies_dnnl_version *dnnl_version(void);"
+    local v = ffi.C.dnnl_version()
+    return ("%d.%d.%d"):format(v.major, v.minor, v.patch)
+  end)
+  return ok and text or nil
+end
+
+local function ffmpeg()
+  local ok, text = pcall(function()
+    ffi.cdef "const char *av_version_info(void);"
+    return ffi.string(ffi.C.av_version_info())
+  end)
+  return ok and text or nil
 end
 
 function info.versions()
@@ -131,13 +145,8 @@ function info.versions()
   local lines = {}
   row(lines, "melies", ffi.string(C.mel_version()))
   row(lines, "LuaJIT", (jit.version:gsub("^LuaJIT ", "")))
-  local onednn = declared "mel_onednn_version"
-  row(lines, "oneDNN", onednn and ffi.string(onednn()))
-  local ok, ffmpeg = pcall(function()
-    ffi.cdef "const char *av_version_info(void);"
-    return ffi.string(ffi.C.av_version_info()) -- in libavutil, which libmelies brings
-  end)
-  row(lines, "FFmpeg", ok and ffmpeg or nil)
+  row(lines, "oneDNN", onednn())
+  row(lines, "FFmpeg", ffmpeg())
   row(lines, "processor", ("%s, %s"):format(ffi.string(C.mel_cpu_name()), isa[tonumber(C.mel_cpu_isa())] or "?"))
   row(lines, "compute", require("melies").compute())
   row(lines, "threads", C.mel_threads())

@@ -24,4 +24,12 @@ function log.warn(format, ...) write("melies: warning: " .. format:format(...)) 
 -- log.fail(format, ...): why it ends.
 function log.fail(format, ...) write("melies: " .. format:format(...)) end
 
+-- One line for an error value, whatever it is: its lines joined, or the first one where that would be long.
+function log.one_line(e)
+  if type(e) == "table" then e = rawget(e, "failure") or rawget(e, "message") or rawget(e, "text") or tostring(e) end
+  local text = tostring(e)
+  local line = text:gsub("%s*\n%s*", "; ")
+  return #line <= 300 and line or text:match "^[^\n]*"
+end
+
 return log

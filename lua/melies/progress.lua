@@ -12,6 +12,7 @@ local term = require "melies.term"
 local progress = {
   redraw_s = 0.1, -- shortest time between two drawings on a terminal
   plain_s = 5,    -- and between two plain lines
+  terminal = nil, -- true or false: do as if standard error were one, or were none
 }
 
 local stack = {}         -- open bars, the outermost first
@@ -71,7 +72,7 @@ function progress.line(bar, width)
 end
 
 local function terminal()
-  if progress.forced ~= nil then return progress.forced end
+  if progress.terminal ~= nil then return progress.terminal end
   return term.isatty(2) and os.getenv "TERM" ~= "dumb"
 end
 
@@ -135,7 +136,8 @@ function Bar:finish(note)
   if terminal() then draw(term.now()) end
 end
 
--- Opens a bar. label: what is done; total: how many steps (nil: unknown). progress.bar(label, total) is the same.
+-- progress.bar{ label=, total= }, also progress.bar(label, total): opens a bar. label: what is done; total: how many
+-- steps (nil: unknown).
 function progress.bar(options, total)
   if type(options) == "string" then options = { label = options, total = total } end
   if type(options) ~= "table" or type(options.label) ~= "string" then

@@ -100,11 +100,6 @@ end
 local Session = {}
 Session.__index = Session
 
--- One line for an error value, whatever it is.
-function repl.error_text(e)
-  if type(e) == "table" then e = rawget(e, "failure") or rawget(e, "message") or rawget(e, "text") or tostring(e) end
-  return (tostring(e):gsub("%s*\n%s*", "; "))
-end
 
 local function canceled()
   local ok, lib = pcall(require, "melies.ffi.lib")
@@ -131,14 +126,14 @@ end
 -- A function for text as an expression or else as statements; nil, message and true where more lines would complete it.
 -- A `local` that begins it is dropped: the name would end with the line.
 function repl.compile(text, env)
-  local chunk = loadstring("return " .. text, "=prompt")
+  local chunk, as_expression = loadstring("return " .. text, "=prompt")
   local message
   if not chunk then
     local bare = text:gsub("^%s*local%s+", "", 1)
     if bare ~= text and bare:find "^[%a_][%w_, ]*$" then bare = text end -- `local x` alone declares nothing
     chunk, message = loadstring(bare, "=prompt")
   end
-  if not chunk then return nil, message, message:find("near '<eof>'", 1, true) ~= nil end
+  if not chunk then return nil, message, (message .. as_expression):find("near '<eof>'", 1, true) ~= nil end
   setfenv(chunk, env)
   jit.off(chunk, true)
   return chunk
@@ -150,7 +145,7 @@ local function collect(ok, ...) return ok, select("#", ...), { ... } end
 function Session:protect(fn, always_time)
   local began = term.now()
   local ok, n, results = collect(xpcall(fn, function(e)
-    return log.debug and debug.traceback(repl.error_text(e), 2) or e
+    return log.debug and debug.traceback(log.one_line(e), 2) or e
   end))
   local took = term.now() - began
   require("melies.progress").reset()
@@ -162,7 +157,7 @@ function Session:protect(fn, always_time)
   end
   if not ok then
     self.failed = true
-    self.fail(log.debug and tostring(results[1]) or repl.error_text(results[1]))
+    self.fail(log.debug and tostring(results[1]) or log.one_line(results[1]))
     return false
   end
   if always_time or took >= repl.long_s then self:time_line(took) end

@@ -110,7 +110,8 @@ end
 -- The largest size of the aspect w:h within the room, never larger than limit times the source.
 local function fit(w, h, room_w, room_h, limit)
   local k = math.min(room_w / w, room_h / h, limit)
-  return math.max(1, math.floor(w * k + 0.5)), math.max(1, math.floor(h * k + 0.5))
+  local function side(length, room) return math.max(1, math.min(math.floor(room), math.floor(length * k + 0.5))) end
+  return side(w, room_w), side(h, room_h)
 end
 
 -- A picture of x that fits into room_w x room_h pixels. frames: how many of a clip are shown.
@@ -251,10 +252,10 @@ end
 local function draw(_, x, options)
   options = options or {}
   local out = options.to or io.stdout
-  if not show.is_tensor(x) then error("show: wants a tensor, got a " .. type(x), 3) end
+  if not show.is_tensor(x) then error("show: wants a tensor, got a " .. type(x), 2) end
   local ndim, dims = #x.shape, "[" .. table.concat(x.shape, ", ") .. "]"
   if not (ndim == 2 or ((ndim == 3 or ndim == 4) and x.shape[ndim] == 3)) or x:numel() == 0 then
-    error("show: wants an image [H, W, 3], a clip [T, H, W, 3] or a matrix [H, W]; this is " .. dims, 3)
+    error("show: wants an image [H, W, 3], a clip [T, H, W, 3] or a matrix [H, W]; this is " .. dims, 2)
   end
   if not (options.force or term.isatty(1)) then
     out:write(show.describe(x), " (not drawn: the output is no terminal)\n")
@@ -271,7 +272,7 @@ local function draw(_, x, options)
     local p = render(x, math.min(1200, columns * cell_w), math.min(900, rows * cell_h), frames, 3)
     out:write(show[protocol](p))
   else
-    error(("show: no protocol '%s'; there are kitty, sixel, blocks"):format(tostring(protocol)), 3)
+    error(("show: no protocol '%s'; there are kitty, sixel, blocks"):format(tostring(protocol)), 2)
   end
   out:flush()
 end
