@@ -134,6 +134,9 @@ MEL_API mel_status mel_matmul(const mel_tensor *a, const mel_tensor *b, bool tra
 MEL_API mel_dtype mel_compute(void);
 MEL_API mel_status mel_set_compute(mel_dtype dtype, mel_error *err);
 
+// oneDNN's version, "2.6.3".
+MEL_API const char *mel_onednn_version(void);
+
 typedef struct mel_linear mel_linear;
 // weight [N, K], bias [N] or NULL, any float dtype. Packed once into oneDNN's own layout in compute dtype (f32, bf16;
 // MEL_SAME: mel_compute()). The source tensors may go afterwards.

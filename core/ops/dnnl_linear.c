@@ -1,0 +1,276 @@
+// Linear layers and matrix products.
+#include "ops/dnnl_door.h"
+
+#include <stdatomic.h>
+#include <string.h>
+
+// ---- the default dtype of matrix work -------------------------------------------------------------
+
+static atomic_int compute = -1;
+
+mel_dtype mel_compute(void) {
+    int c = atomic_load(&compute);
+    if (c < 0) {
+        c = mel_cpu_isa() == MEL_ISA_AVX512_BF16 ? MEL_BF16 : MEL_F32;
+        atomic_store(&compute, c);
+    }
+    return (mel_dtype)c;
+}
+
+mel_status mel_set_compute(mel_dtype dtype, mel_error *err) {
+    if (dtype != MEL_F32 && dtype != MEL_BF16)
+        return mel_fail(err, MEL_EINVAL, "compute: f32 or bf16 are possible, not %s", mel_dtype_name(dtype));
+    atomic_store(&compute, (int)dtype);
+    return MEL_OK;
+}
+
+// ---- linear -----------------------------------------------------------------------------------------
+
+enum {
+    OPS_KEPT = 8,
+    PACK_ROWS = 1024
+};
+
+typedef struct cached_op {
+    int64_t m;
+    mel_act act;
+    mel_dtype dst;
+    uint64_t used;
+    door_op op; // primitive NULL: empty
+} cached_op;
+
+struct mel_linear {
+    int64_t n, k;
+    mel_dtype compute;
+    dnnl_memory_desc_t desc; // of packed
+    void *packed;
+    float *bias; // or NULL
+    uint64_t clock;
+    cached_op ops[OPS_KEPT];
+};
+
+void mel_linear_free(mel_linear *layer) {
+    if (!layer) return;
+    for (int i = 0; i < OPS_KEPT; i++)
+        door_free(&layer->ops[i].op);
+    mel_free(layer->packed);
+    mel_free(layer->bias);
+    mel_free(layer);
+}
+
+int64_t mel_linear_inputs(const mel_linear *layer) {
+    return layer->k;
+}
+int64_t mel_linear_outputs(const mel_linear *layer) {
+    return layer->n;
+}
+
+static mel_status linear_op(mel_linear *layer, int64_t m, mel_act act, mel_dtype dst, const dnnl_memory_desc_t *weights,
+    door_op *op, mel_error *err) {
+    door_matmul_spec spec = {.batch = 1,
+        .m = m,
+        .n = layer->n,
+        .k = layer->k,
+        .a = layer->compute,
+        .b = layer->compute,
+        .c = dst,
+        .weights = weights,
+        .pack = !weights,
+        .bias = layer->bias != NULL,
+        .act = act,
+        .alpha = 1.0};
+    return door_matmul(&spec, op, err);
+}
+
+mel_status mel_linear_create(
+    const mel_tensor *weight, const mel_tensor *bias, mel_dtype compute_in, mel_linear **out, mel_error *err) {
+    char shape[128];
+    if (weight->ndim != 2 || !mel_is_float(weight->dtype))
+        return mel_fail(err, MEL_EINVAL, "linear: the weight is %s %s, floats [outputs, inputs] are wanted",
+            mel_dtype_name(weight->dtype), mel_tensor_shape_text(weight, shape, sizeof shape));
+    if (weight->shape[0] < 1 || weight->shape[1] < 1)
+        return mel_fail(
+            err, MEL_EINVAL, "linear: the weight is empty: %s", mel_tensor_shape_text(weight, shape, sizeof shape));
+    mel_dtype dtype = compute_in == MEL_SAME ? mel_compute() : compute_in;
+    if (dtype != MEL_F32 && dtype != MEL_BF16)
+        return mel_fail(err, MEL_EINVAL, "linear: compute in f32 or bf16, not %s", mel_dtype_name(dtype));
+    mel_linear *layer = mel_alloc_zero(sizeof *layer, err);
+    if (!layer) return MEL_ENOMEM;
+    layer->n = weight->shape[0];
+    layer->k = weight->shape[1];
+    layer->compute = dtype;
+    mel_tensor *plain = NULL, *vector = NULL;
+    mel_status s = mel_vector(bias, layer->n, "linear", "bias", &vector, err);
+    if (!s && vector) {
+        layer->bias = mel_alloc((size_t)layer->n * 4, err);
+        if (layer->bias)
+            memcpy(layer->bias, vector->data, (size_t)layer->n * 4);
+        else
+            s = MEL_ENOMEM;
+    }
+    mel_tensor_unref(vector);
+    // The layout is chosen for many rows; the few-row cases run on the same one.
+    door_op probe = {0};
+    dnnl_memory_desc_t source;
+    if (!s) s = linear_op(layer, PACK_ROWS, MEL_ACT_NONE, dtype, NULL, &probe, err);
+    if (!s) s = mel_tensor_cast(weight, dtype, &plain, err);
+    if (!s) s = door_plain_weights(layer->k, layer->n, dtype, &source, err);
+    if (!s) s = door_pack(&source, plain->data, &probe.weights_desc, &layer->packed, err);
+    if (!s) layer->desc = probe.weights_desc;
+    door_free(&probe);
+    mel_tensor_unref(plain);
+    if (s)
+        mel_linear_free(layer);
+    else
+        *out = layer;
+    return s;
+}
+
+static mel_status find_op(mel_linear *layer, int64_t m, mel_act act, mel_dtype dst, door_op **out, mel_error *err) {
+    cached_op *victim = &layer->ops[0];
+    for (int i = 0; i < OPS_KEPT; i++) {
+        cached_op *c = &layer->ops[i];
+        if (c->op.primitive && c->m == m && c->act == act && c->dst == dst) {
+            c->used = ++layer->clock;
+            *out = &c->op;
+            return MEL_OK;
+        }
+        if (c->used < victim->used) victim = c;
+    }
+    door_free(&victim->op);
+    *victim = (cached_op){.m = m, .act = act, .dst = dst, .used = ++layer->clock};
+    *out = &victim->op;
+    return linear_op(layer, m, act, dst, &layer->desc, &victim->op, err);
+}
+
+mel_status mel_linear_run(
+    mel_linear *layer, const mel_tensor *x, mel_act act, mel_dtype dtype, mel_tensor **out, mel_error *err) {
+    char shape[128];
+    mel_dtype dst;
+    mel_status s = mel_check_cancel(err);
+    if (!s) s = mel_out_dtype(x, dtype, "linear", &dst, err);
+    if (s) return s;
+    if (x->ndim < 1 || x->shape[x->ndim - 1] != layer->k)
+        return mel_fail(err, MEL_EINVAL, "linear: x is %s, weight is [%lld, %lld]",
+            mel_tensor_shape_text(x, shape, sizeof shape), (long long)layer->n, (long long)layer->k);
+    if ((unsigned)act > MEL_ACT_SIGMOID) return mel_fail(err, MEL_EINVAL, "linear: unknown activation %d", (int)act);
+    int64_t out_shape[MEL_MAX_DIMS], m = mel_tensor_numel(x) / layer->k;
+    memcpy(out_shape, x->shape, sizeof out_shape);
+    out_shape[x->ndim - 1] = layer->n;
+    mel_dtype run = dst == MEL_F16 ? MEL_F32 : dst;
+    mel_tensor *src = NULL, *y = NULL;
+    door_op *op;
+    s = mel_tensor_create(run, x->ndim, out_shape, &y, err);
+    if (!s && m > 0) {
+        s = mel_tensor_cast(x, layer->compute, &src, err);
+        if (!s) s = find_op(layer, m, act, run, &op, err);
+        if (!s) s = door_run(op, src->data, layer->packed, layer->bias, y->data, err);
+    }
+    mel_tensor_unref(src);
+    if (!s && run != dst) {
+        mel_tensor *half = NULL;
+        s = mel_tensor_cast(y, dst, &half, err);
+        mel_tensor_unref(y);
+        y = half;
+    }
+    if (s)
+        mel_tensor_unref(y);
+    else
+        *out = y;
+    return s;
+}
+
+// ---- batched products -------------------------------------------------------------------------------
+
+// a's or b's batch dimensions stretched to `shape` and laid out densely as [batch, rows, columns].
+static mel_status batched(const mel_tensor *t, int nbatch, const int64_t *batch_shape, mel_dtype dtype, bool keep_one,
+    mel_tensor **out, mel_error *err) {
+    mel_tensor *wide = NULL, *dense = NULL;
+    int64_t shape[MEL_MAX_DIMS], rows = t->shape[t->ndim - 2], columns = t->shape[t->ndim - 1];
+    mel_status s = MEL_OK;
+    if (keep_one) {
+        wide = mel_tensor_ref((mel_tensor *)t);
+    } else {
+        memcpy(shape, batch_shape, sizeof(int64_t) * (size_t)nbatch);
+        shape[nbatch] = rows;
+        shape[nbatch + 1] = columns;
+        s = mel_tensor_expand(t, nbatch + 2, shape, &wide, err);
+    }
+    if (!s) s = mel_tensor_cast(wide, dtype, &dense, err);
+    if (!s) s = mel_tensor_reshape(dense, 3, (int64_t[]){-1, rows, columns}, out, err);
+    mel_tensor_unref(wide);
+    mel_tensor_unref(dense);
+    return s;
+}
+
+mel_status mel_matmul(const mel_tensor *a, const mel_tensor *b, bool transpose_b, double alpha, mel_dtype dtype,
+    mel_tensor **out, mel_error *err) {
+    char sa[128], sb[128];
+    mel_dtype dst;
+    mel_status s = mel_check_cancel(err);
+    if (!s) s = mel_need_float(b, "matmul", err);
+    if (!s) s = mel_out_dtype(a, dtype, "matmul", &dst, err);
+    if (s) return s;
+    if (a->ndim < 2 || b->ndim < 2)
+        return mel_fail(err, MEL_EINVAL, "matmul: %s times %s: matrices are wanted",
+            mel_tensor_shape_text(a, sa, sizeof sa), mel_tensor_shape_text(b, sb, sizeof sb));
+    int64_t m = a->shape[a->ndim - 2], k = a->shape[a->ndim - 1];
+    int64_t kb = b->shape[b->ndim - (transpose_b ? 1 : 2)], n = b->shape[b->ndim - (transpose_b ? 2 : 1)];
+    int nbatch = (a->ndim > b->ndim ? a->ndim : b->ndim) - 2;
+    int64_t shape[MEL_MAX_DIMS], batch = 1;
+    bool fits = k == kb, one_a = true, one_b = true;
+    for (int i = 0; i < nbatch && fits; i++) {
+        int ia = i - (nbatch + 2 - a->ndim), ib = i - (nbatch + 2 - b->ndim);
+        int64_t da = ia >= 0 ? a->shape[ia] : 1, db = ib >= 0 ? b->shape[ib] : 1;
+        fits = da == db || da == 1 || db == 1;
+        shape[i] = da == 1 ? db : da;
+        batch *= shape[i];
+        one_a = one_a && da == 1;
+        one_b = one_b && db == 1;
+    }
+    if (!fits)
+        return mel_fail(err, MEL_EINVAL, "matmul: %s times %s%s does not fit", mel_tensor_shape_text(a, sa, sizeof sa),
+            mel_tensor_shape_text(b, sb, sizeof sb), transpose_b ? " transposed" : "");
+    shape[nbatch] = m;
+    shape[nbatch + 1] = n;
+    // bf16 work where both are stored so; otherwise f32.
+    mel_dtype work = a->dtype == MEL_BF16 && b->dtype == MEL_BF16 ? MEL_BF16 : MEL_F32;
+    mel_dtype run = dst == MEL_F16 || (dst == MEL_BF16 && work == MEL_F32) ? MEL_F32 : dst;
+    mel_tensor *da = NULL, *db = NULL, *y = NULL;
+    s = mel_tensor_create(run, nbatch + 2, shape, &y, err);
+    if (!s && mel_tensor_numel(y) > 0 && k == 0) s = mel_tensor_fill(y, 0, err);
+    if (!s && mel_tensor_numel(y) > 0 && k > 0) {
+        s = batched(a, nbatch, shape, work, one_a, &da, err);
+        if (!s) s = batched(b, nbatch, shape, work, one_b, &db, err);
+        door_op op = {0};
+        // One right side for all: the batch is more rows.
+        bool fold = one_b && !one_a;
+        door_matmul_spec spec = {.batch = fold ? 1 : batch,
+            .m = fold ? m * batch : m,
+            .n = n,
+            .k = k,
+            .batch_a = !one_a,
+            .batch_b = !one_b,
+            .a = work,
+            .b = work,
+            .c = run,
+            .transpose_b = transpose_b,
+            .alpha = alpha};
+        if (!s) s = door_matmul(&spec, &op, err);
+        if (!s) s = door_run(&op, da->data, db->data, NULL, y->data, err);
+        door_free(&op);
+    }
+    mel_tensor_unref(da);
+    mel_tensor_unref(db);
+    if (!s && run != dst) {
+        mel_tensor *other = NULL;
+        s = mel_tensor_cast(y, dst, &other, err);
+        mel_tensor_unref(y);
+        y = other;
+    }
+    if (s)
+        mel_tensor_unref(y);
+    else
+        *out = y;
+    return s;
+}
