@@ -42,7 +42,8 @@ function nn.linear(weight, bias, options)
   options = options or {}
   lib.check_options("nn.linear", options, linear_options)
   local box = ffi.new("mel_linear*[1]")
-  check(C.mel_linear_create(need(weight, "nn.linear"), bias and need(bias, "nn.linear") or nil, tensor.dtype_code(options.compute), box, err))
+  check(C.mel_linear_create(need(weight, "nn.linear"), bias and need(bias, "nn.linear") or nil,
+    tensor.dtype_code(options.compute), box, err))
   local n, k = tonumber(C.mel_linear_outputs(box[0])), tonumber(C.mel_linear_inputs(box[0]))
   return setmetatable({ handle = ffi.gc(box[0], C.mel_linear_free), inputs = k, outputs = n }, Linear)
 end
@@ -73,9 +74,11 @@ function nn.conv(weight, bias, options)
   end
   if options.causal then before[0], after[0] = shape[3] - 1, 0 end
   local box = ffi.new("mel_conv*[1]")
-  check(C.mel_conv_create(need(weight, "nn.conv"), bias and need(bias, "nn.conv") or nil, stride, before, after, options.groups or 1,
+  check(C.mel_conv_create(need(weight, "nn.conv"), bias and need(bias, "nn.conv") or nil, stride, before,
+    after, options.groups or 1,
     tensor.dtype_code(options.compute), box, err))
-  return setmetatable({ handle = ffi.gc(box[0], C.mel_conv_free), inputs = shape[2] * (options.groups or 1), outputs = shape[1] }, Conv)
+  return setmetatable({ handle = ffi.gc(box[0], C.mel_conv_free), inputs = shape[2] * (options.groups or 1),
+    outputs = shape[1] }, Conv)
 end
 
 return nn

@@ -11,8 +11,12 @@ local meta = {}
 local dtype_names = { [0] = "f32", "bf16", "f16", "s8", "u8", "s32", "i64" }
 local dtype_codes = {}
 for code, name in pairs(dtype_names) do dtype_codes[name] = code end
-local ctypes = { f32 = "float*", bf16 = "uint16_t*", f16 = "uint16_t*", s8 = "int8_t*", u8 = "uint8_t*", s32 = "int32_t*", i64 = "int64_t*" }
-local acts = { none = 0, silu = 1, gelu = 2, gelu_tanh = 2, gelu_erf = 3, quick_gelu = 4, relu = 5, tanh = 6, sigmoid = 7 }
+local ctypes = {
+  f32 = "float*", bf16 = "uint16_t*", f16 = "uint16_t*", s8 = "int8_t*", u8 = "uint8_t*", s32 = "int32_t*",
+    i64 = "int64_t*",
+}
+local acts = { none = 0, silu = 1, gelu = 2, gelu_tanh = 2, gelu_erf = 3, quick_gelu = 4, relu = 5, tanh = 6,
+  sigmoid = 7 }
 
 local box_type = ffi.typeof("mel_tensor*[1]")
 local dims_type = ffi.typeof("int64_t[8]")
@@ -48,7 +52,7 @@ local function need(value, what, level)
   if getmetatable(value) ~= meta then
     error(("%s: a tensor is wanted, not %s"):format(what, type(value)), (level or 2) + 1)
   end
-  local handle = value.handle
+  local handle = rawget(value, "handle")
   if handle == nil then error(what .. ": this tensor was freed", (level or 2) + 1) end
   return handle
 end
@@ -57,7 +61,8 @@ end
 local function dtype_code(name, level)
   if name == nil then return -1 end
   local code = dtype_codes[name]
-  if not code then error(("unknown dtype '%s'%s"):format(tostring(name), lib.suggest(name, dtype_codes)), (level or 2) + 1) end
+  if not code then error(("unknown dtype '%s'%s"):format(tostring(name), lib.suggest(name, dtype_codes)),
+    (level or 2) + 1) end
   return code
 end
 tensor.dtype_code = dtype_code
@@ -65,7 +70,8 @@ tensor.dtype_code = dtype_code
 local function act_code(name, level)
   if name == nil then return 0 end
   local code = acts[name]
-  if not code then error(("unknown activation '%s'%s"):format(tostring(name), lib.suggest(name, acts)), (level or 2) + 1) end
+  if not code then error(("unknown activation '%s'%s"):format(tostring(name), lib.suggest(name, acts)),
+    (level or 2) + 1) end
   return code
 end
 tensor.act_code = act_code
@@ -86,7 +92,7 @@ end
 
 -- Methods with a leading box: every operation ends here.
 local function result(status, box)
-  if status ~= 0 then lib.raise(tonumber(status), 4) end
+  if status ~= 0 then lib.raise(tonumber(status), 3) end -- always tail-called: the next frame is the user's
   return wrap(box[0])
 end
 
@@ -179,7 +185,9 @@ function meta.__index(self, key)
     return property(self)
   end
   if type(key) == "string" then
-    error(("a tensor has no '%s'%s"):format(key, lib.suggest(key, Tensor)), 2)
+    local names = { "shape", "dtype", "ndim" }
+    for name in pairs(Tensor) do names[#names + 1] = name end
+    error(("a tensor has no '%s'%s"):format(key, lib.suggest(key, names)), 2)
   end
 end
 
@@ -259,6 +267,7 @@ function Tensor:slice(axis, first, last)
   local handle = need(self, "slice")
   local a = axis_code(self, axis, "slice")
   local n = self.shape[a + 1]
+  if last == nil and first and first > n then last = first end -- no silent empty view past the end
   first, last = first or 1, last or -1
   local lo, hi = first < 0 and first + n + 1 or first, last < 0 and last + n + 1 or last
   if lo < 1 or hi > n or hi < lo - 1 then
@@ -284,7 +293,8 @@ function Tensor:permute(...)
   local handle = need(self, "permute")
   local axes = { ... }
   if type(axes[1]) == "table" then axes = axes[1] end
-  if #axes ~= self.ndim then error(("permute: %d axes given for a tensor of shape %s"):format(#axes, self:shape_text()), 2) end
+  if #axes ~= self.ndim then error(("permute: %d axes given for a tensor of shape %s"):format(#axes,
+    self:shape_text()), 2) end
   local codes = ffi.new("int[8]")
   for i = 1, #axes do codes[i - 1] = axis_code(self, axes[i], "permute") end
   local box = box_type()
@@ -374,7 +384,8 @@ for name, code in pairs(acts) do
   end
 end
 
-local unaries = { neg = 0, abs = 1, exp = 2, log = 3, sqrt = 4, rsqrt = 5, square = 6, sin = 7, cos = 8, round = 9, floor = 10, recip = 11 }
+local unaries = { neg = 0, abs = 1, exp = 2, log = 3, sqrt = 4, rsqrt = 5, square = 6, sin = 7, cos = 8, round = 9,
+  floor = 10, recip = 11 }
 for name, code in pairs(unaries) do
   Tensor[name] = function(self, dtype)
     local box = box_type()
@@ -476,7 +487,8 @@ end
 function Tensor:pad(axis, before, after, value)
   local edge = value == "edge"
   local box = box_type()
-  return result(C.mel_pad(need(self, "pad"), axis_code(self, axis, "pad"), before, after, edge and 0 or value or 0, edge, box, err), box)
+  return result(C.mel_pad(need(self, "pad"), axis_code(self, axis, "pad"), before, after, edge and 0 or value or 0,
+    edge, box, err), box)
 end
 -- gather(table, ids): rows of table by ids (i64 or s32, counted from 0: they are token ids).
 function tensor.gather(source, ids, dtype)
@@ -489,23 +501,28 @@ function Tensor:resize(axis, size, mode, antialias)
   local code = modes[mode or "bilinear"]
   if not code then error(("resize: unknown mode '%s'%s"):format(tostring(mode), lib.suggest(mode, modes)), 2) end
   local box = box_type()
-  return result(C.mel_resize(need(self, "resize"), axis_code(self, axis, "resize"), size, code, antialias or false, box, err), box)
+  return result(C.mel_resize(need(self, "resize"), axis_code(self, axis, "resize"), size, code, antialias or false,
+    box, err), box)
 end
 -- pixel_shuffle(x [N, H, W, C*r*r], r) -> [N, H*r, W*r, C] with the channel slowest inside C*r*r, as PyTorch's; and back.
 function tensor.pixel_shuffle(x, r)
   local n, h, w, c = unpack(x.shape)
-  if x.ndim ~= 4 or c % (r * r) ~= 0 then error(("pixel_shuffle: %s does not divide by %d^2"):format(x:shape_text(), r), 2) end
+  if x.ndim ~= 4 or c % (r * r) ~= 0 then error(("pixel_shuffle: %s does not divide by %d^2"):format(x:shape_text(),
+    r), 2) end
   return x:reshape(n, h, w, c / (r * r), r, r):permute(1, 2, 5, 3, 6, 4):reshape(n, h * r, w * r, c / (r * r))
 end
 function tensor.pixel_unshuffle(x, r)
   local n, h, w, c = unpack(x.shape)
-  if x.ndim ~= 4 or h % r ~= 0 or w % r ~= 0 then error(("pixel_unshuffle: %s does not divide by %d"):format(x:shape_text(), r), 2) end
+
+
+           if x.ndim ~= 4 or h % r ~= 0 or w % r ~= 0 then error(("pixel_unshuffle: %s does not divide by %d"):format(x:shape_text(), r), 2) end
   return x:reshape(n, h / r, r, w / r, r, c):permute(1, 2, 4, 6, 3, 5):reshape(n, h / r, w / r, c * r * r)
 end
 
 -- ---- norms, softmax, attention, products --------------------------------------------------------------
 
-local norm_options = { weight = true, bias = true, eps = true, scale = true, shift = true, act = true, dtype = true, groups = true }
+local norm_options = { weight = true, bias = true, eps = true, scale = true, shift = true, act = true, dtype = true,
+  groups = true }
 local function opt(options, key, what) return options[key] and need(options[key], what, 3) or nil end
 
 -- layer_norm{weight=, bias=, eps=1e-6, scale=, shift=, act=, dtype=}: over the last axis.
@@ -513,7 +530,8 @@ function Tensor:layer_norm(o)
   o = o or {}
   lib.check_options("layer_norm", o, norm_options)
   local box = box_type()
-  return result(C.mel_layer_norm(need(self, "layer_norm"), opt(o, "weight", "layer_norm"), opt(o, "bias", "layer_norm"), o.eps or 1e-6,
+  return result(C.mel_layer_norm(need(self, "layer_norm"), opt(o, "weight", "layer_norm"), opt(o, "bias",
+    "layer_norm"), o.eps or 1e-6,
     opt(o, "scale", "layer_norm"), opt(o, "shift", "layer_norm"), act_code(o.act), dtype_code(o.dtype), box, err), box)
 end
 -- rms_norm{weight=, eps=1e-6, scale=, shift=, act=, dtype=}
@@ -521,7 +539,8 @@ function Tensor:rms_norm(o)
   o = o or {}
   lib.check_options("rms_norm", o, norm_options)
   local box = box_type()
-  return result(C.mel_rms_norm(need(self, "rms_norm"), opt(o, "weight", "rms_norm"), o.eps or 1e-6, opt(o, "scale", "rms_norm"),
+  return result(C.mel_rms_norm(need(self, "rms_norm"), opt(o, "weight", "rms_norm"), o.eps or 1e-6, opt(o, "scale",
+    "rms_norm"),
     opt(o, "shift", "rms_norm"), act_code(o.act), dtype_code(o.dtype), box, err), box)
 end
 -- l2_norm{weight=, act=, dtype=}: x / |x| * sqrt(D) * weight.
@@ -529,13 +548,15 @@ function Tensor:l2_norm(o)
   o = o or {}
   lib.check_options("l2_norm", o, norm_options)
   local box = box_type()
-  return result(C.mel_l2_norm(need(self, "l2_norm"), opt(o, "weight", "l2_norm"), act_code(o.act), dtype_code(o.dtype), box, err), box)
+  return result(C.mel_l2_norm(need(self, "l2_norm"), opt(o, "weight", "l2_norm"), act_code(o.act),
+    dtype_code(o.dtype), box, err), box)
 end
 -- group_norm{groups=, weight=, bias=, eps=1e-5, act=, dtype=}: x [N, ..., C].
 function Tensor:group_norm(o)
   lib.check_options("group_norm", o, norm_options)
   local box = box_type()
-  return result(C.mel_group_norm(need(self, "group_norm"), o.groups or 1, opt(o, "weight", "group_norm"), opt(o, "bias", "group_norm"),
+  return result(C.mel_group_norm(need(self, "group_norm"), o.groups or 1, opt(o, "weight", "group_norm"), opt(o,
+    "bias", "group_norm"),
     o.eps or 1e-5, act_code(o.act), dtype_code(o.dtype), box, err), box)
 end
 function Tensor:softmax(dtype)
@@ -548,7 +569,8 @@ function Tensor:rope(cos, sin, o)
   o = o or {}
   lib.check_options("rope", o, rope_options)
   local box = box_type()
-  return result(C.mel_rope(need(self, "rope"), need(cos, "rope"), need(sin, "rope"), o.interleaved ~= false, dtype_code(o.dtype), box, err), box)
+  return result(C.mel_rope(need(self, "rope"), need(cos, "rope"), need(sin, "rope"), o.interleaved ~= false,
+    dtype_code(o.dtype), box, err), box)
 end
 -- attention(q, k, v, {scale = 1/sqrt(D), bias=, key_bias=, causal=, dtype=}): [B, L, H, D] each.
 local attention_options = { scale = true, bias = true, key_bias = true, causal = true, dtype = true }
@@ -557,8 +579,10 @@ function tensor.attention(q, k, v, o)
   lib.check_options("attention", o, attention_options)
   local hq = need(q, "attention")
   local box = box_type()
-  return result(C.mel_attention(hq, need(k, "attention"), need(v, "attention"), o.scale or 1 / math.sqrt(q.shape[q.ndim]),
-    opt(o, "bias", "attention"), opt(o, "key_bias", "attention"), o.causal or false, dtype_code(o.dtype), box, err), box)
+  return result(C.mel_attention(hq, need(k, "attention"), need(v, "attention"),
+    o.scale or 1 / math.sqrt(q.shape[q.ndim]),
+    opt(o, "bias", "attention"), opt(o, "key_bias", "attention"), o.causal or false, dtype_code(o.dtype), box,
+      err), box)
 end
 -- matmul(b, {transpose = false, alpha = 1, dtype=}): [..., M, K] x [..., K, N] ([..., N, K] where transposed).
 local matmul_options = { transpose = true, alpha = true, dtype = true }
@@ -566,7 +590,8 @@ function Tensor:matmul(b, o)
   o = o or {}
   lib.check_options("matmul", o, matmul_options)
   local box = box_type()
-  return result(C.mel_matmul(need(self, "matmul"), need(b, "matmul"), o.transpose or false, o.alpha or 1, dtype_code(o.dtype), box, err), box)
+  return result(C.mel_matmul(need(self, "matmul"), need(b, "matmul"), o.transpose or false, o.alpha or 1,
+    dtype_code(o.dtype), box, err), box)
 end
 
 tensor.need = need

@@ -56,7 +56,7 @@ end
 lib.err = err
 function lib.check(status, level)
   status = tonumber(status)
-  if status ~= 0 then lib.raise(status, (level or 2) + 1) end
+  if status ~= 0 then lib.raise(status, (level or 2) + 2) end
 end
 
 -- Expected failures: true, or nil, message, status.
@@ -122,7 +122,8 @@ end
 function lib.check_options(what, options, allowed, level)
   for key in pairs(options) do
     if not allowed[key] then
-      error(("%s: unknown option '%s'%s"):format(what, tostring(key), lib.suggest(tostring(key), allowed)), (level or 2) + 1)
+      error(("%s: unknown option '%s'%s"):format(what, tostring(key), lib.suggest(tostring(key), allowed)),
+        (level or 2) + 1)
     end
   end
 end
