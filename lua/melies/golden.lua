@@ -61,7 +61,7 @@ function Fixture:close(name, got, want, tolerance)
   if gs ~= ws then return self:line(false, name, "shape %s, wanted %s", gs, ws) end
   if self.compute == "bf16" and self.relative then
     local _, _, relative = compare(got, want, 0, 0)
-    return self:line(relative <= self.relative, name, "relative L2 error %.2e, limit %.0e", relative, self.relative)
+    return self:line(relative <= self.relative, name, "relative L2 error %.2e, limit %.1e", relative, self.relative)
   end
   local worst, over = compare(got, want, tolerance.atol, tolerance.rtol)
   return self:line(over <= 0, name, "max error %.2e, tolerance %.0e + %.0e|x|", worst, tolerance.atol, tolerance.rtol)

@@ -1,0 +1,206 @@
+-- Architecture files: streaming against whole, ways of batching against each other, and what does not fit.
+local t = require "harness"
+local melies = require "melies"
+local T = melies.tensor
+
+local dir = os.getenv("MELIES_ROOT") .. "/tests/golden/"
+local function arch(name) return require("melies.models." .. name) end
+local function open(name) return assert(melies.weights.open(dir .. name .. ".weights.safetensors")) end
+-- A file's tensors as a table, to be tampered with.
+local function tensors(name)
+  local file, out = open(name), {}
+  for _, key in ipairs(file:names()) do out[key] = file:get(key) end
+  return out
+end
+local function same_bits(a, b)
+  t.eq(a:shape_text(), b:shape_text())
+  local x, y = a:contiguous():ptr(), b:contiguous():ptr()
+  for i = 0, a:numel() - 1 do
+    if x[i] ~= y[i] then error(("differs at %d: %.9g and %.9g"):format(i + 1, x[i], y[i]), 2) end
+  end
+end
+
+local DIT = { num_heads = 3, text_len = 16 }
+local function dit(compute) return arch("wan_dit").load(open "wan_dit", DIT, { compute = compute or "f32" }) end
+local function noise(shape, stream) return melies.noise(shape, { seed = 7, stream = stream or 0 }) end
+
+-- ---- streaming ----------------------------------------------------------------------------------------------------
+
+local function blocks(compute)
+  return arch("linear_blocks").load({
+    ["decoder.weight"] = noise({ 768, 48 }, 1) * 0.05, ["decoder.bias"] = noise({ 768 }, 2),
+    ["encoder.weight"] = noise({ 48, 768 }, 3) * 0.05, ["encoder.bias"] = noise({ 48 }, 4),
+  }, { block = { 4, 8, 8 } }, { compute = compute })
+end
+
+local autoencoders = {
+  taehv = { 16, function(c) return arch("taehv").load(open "taehv", {}, { compute = c }) end },
+  taehv_p2 = { 48, function(c) return arch("taehv").load(open "taehv_p2", {}, { compute = c }) end },
+  taehv_super = { 48, function(c) return arch("taehv").load(open "taehv_super", {}, { compute = c }) end },
+  wan_vae = { 16, function(c) return arch("wan_vae").load(open "wan_vae", {}, { compute = c }) end },
+  linear_blocks = { 48, blocks },
+}
+
+for name, entry in pairs(autoencoders) do
+  for _, compute in ipairs { "f32", "bf16" } do
+    t.test(("%s in %s: a stream gives the bits of a whole decode"):format(name, compute), function()
+      local net = entry[2](compute)
+      local latent = noise { entry[1], 5, 2, 3 }
+      local whole = net:decode(latent)
+      t.eq(whole.shape[1], 17)
+      local stream, parts = net:decoder(), {}
+      for i, range in ipairs { { 1, 1 }, { 2, 3 }, { 4, 4 }, { 5, 5 } } do
+        parts[i] = stream:push(latent:slice(2, range[1], range[2]))
+      end
+      t.eq(parts[1].shape[1], 1)
+      t.eq(parts[2].shape[1], 8)
+      same_bits(T.concat(parts, 1), whole)
+    end)
+  end
+  t.test(name .. ": sizes of encode and decode, bytes as input", function()
+    local net = entry[2]("f32")
+    local s = net.stride
+    local video = T.uniform({ 9, 2 * s[2], 3 * s[3], 3 }, { seed = 3 })
+    local latent = net:encode(video)
+    t.eq(latent:shape_text(), ("[%d, 3, 2, 3]"):format(entry[1]))
+    t.eq(net:decode(latent):shape_text(), ("[9, %d, %d, 3]"):format(2 * s[2], 3 * s[3]))
+    local bytes = (video * 255):round():to("u8")
+    t.close(net:encode(bytes), net:encode(bytes:to("f32") * (1 / 255)), 0, 0)
+    t.raises(function() net:encode(T.zeros { 5, 2 * s[2] + 1, 3 * s[3], 3 }) end, "multiple")
+    t.raises(function() net:encode(T.zeros { 5, 2 * s[2], 3 * s[3], 4 }) end, "[T, H, W, 3]")
+    t.raises(function() net:decode(T.zeros { entry[1] + 1, 2, 2, 2 }) end, "a latent is")
+  end)
+end
+
+t.test("clips off the grid are refused with the lengths that fit", function()
+  local vae = autoencoders.wan_vae[2]("f32")
+  t.raises(function() vae:encode(T.zeros { 7, 16, 16, 3 }) end, "7 frames cannot be encoded: wanted 1 + 4k (5 or 9)")
+  t.raises(function() blocks("f32"):encode(T.zeros { 8, 16, 16, 3 }) end, "wanted 1 + 4k")
+end)
+
+t.test("taehv: a clip that is no multiple of 4 repeats its last frame", function()
+  local net = autoencoders.taehv[2]("f32")
+  local video = T.uniform({ 6, 16, 16, 3 }, { seed = 1 })
+  same_bits(net:encode(video), net:encode(video:pad(1, 0, 2, "edge")))
+end)
+
+-- ---- the diffusion transformer --------------------------------------------------------------------------------------
+
+t.test("wan_dit: padding as one weighted key equals every padded row", function()
+  local net = dit()
+  local texts = { noise({ 9, 40 }, 1), noise({ 2, 40 }, 2), noise({ 16, 40 }, 3), noise({ 15, 40 }, 4) }
+  local latent = noise { 1, 16, 2, 4, 6 }
+  for _, text in ipairs(texts) do
+    local plain = net:forward(latent, 500, net:context({ text }, { plain = true }))
+    t.close(net:forward(latent, 500, net:context { text }), plain, 2e-6, 2e-6, text:shape_text())
+  end
+  local all = net:forward(latent, 500, net:context(texts))
+  t.close(all, net:forward(latent, 500, net:context(texts, { plain = true })), 2e-6, 2e-6, "together")
+end)
+
+t.test("wan_dit: samples of a batch are what they are alone", function()
+  local net = dit()
+  local texts = { noise({ 9, 40 }, 1), noise({ 1, 40 }, 2) }
+  local latent, times = noise { 2, 16, 2, 4, 6 }, { 900, 31.5 }
+  local both = net:forward(latent, times, net:context(texts))
+  local contexts = { net:context { texts[1] }, net:context { texts[2] } }
+  local joined = net:forward(latent, times, net:join(contexts))
+  for i = 1, 2 do
+    local alone = net:forward(latent:slice(1, i, i), { times[i] }, contexts[i])
+    t.close(both:slice(1, i, i), alone, 2e-6, 2e-6, "batch")
+    t.close(joined:slice(1, i, i), alone, 2e-6, 2e-6, "joined contexts")
+  end
+  -- One latent and one time for all texts.
+  local shared = net:forward(latent:slice(1, 1, 1), 900, net:context(texts))
+  t.close(shared:slice(1, 1, 1), both:slice(1, 1, 1), 2e-6, 2e-6, "shared latent")
+end)
+
+t.test("wan_dit: bf16 differs by rounding only", function()
+  local text, latent = noise({ 9, 40 }, 1), noise { 1, 16, 2, 4, 6 }
+  local a, b = dit("f32"), dit("bf16")
+  local want, got = a:forward(latent, 500, a:context { text }), b:forward(latent, 500, b:context { text })
+  local _, _, relative = melies.golden.compare(got, want, 0, 0)
+  t.ok(relative > 1e-5 and relative < 2e-2, tostring(relative))
+end)
+
+t.test("wan_dit: arguments that do not fit", function()
+  local net = dit()
+  local context = net:context { noise { 3, 40 } }
+  t.raises(function() net:context { noise { 17, 40 } } end, "text 1 has 17 rows, the model takes at most 16")
+  t.raises(function() net:context { noise { 3, 41 } } end, "text 1 is [3, 41], wanted [L, 40]")
+  t.raises(function() net:context {} end, "wants a list of texts")
+  t.raises(function() net:forward(noise { 1, 15, 2, 4, 6 }, 1, context) end, "wanted [B, 16, T, H, W]")
+  t.raises(function() net:forward(noise { 1, 16, 2, 5, 6 }, 1, context) end, "H must be a multiple of 2")
+  t.raises(function() net:forward(noise { 2, 16, 2, 4, 6 }, 1, context) end, "2 latents with a context of 1 texts")
+  t.raises(function() net:forward(noise { 1, 16, 2, 4, 6 }, { 1, 2 }, context) end, "2 timesteps for 1 samples")
+  t.raises(function() net:forward(noise { 1, 16, 2, 4, 6 }, 1, {}) end, "must be a context of this model")
+end)
+
+-- ---- text encoders --------------------------------------------------------------------------------------------------
+
+t.test("t5: a padded batch has the rows of its samples alone", function()
+  for _, name in ipairs { "umt5", "t5v1_1" } do
+    local net = arch("t5").load(open(name), {}, { compute = "f32" })
+    local ids = { { 5, 9, 22, 7, 1 }, { 33, 1 } }
+    local batch = net:forward(T.of({ 5, 9, 22, 7, 1, 33, 1, 0, 0, 0 }, { 2, 5 }, "i64"),
+      T.of({ 1, 1, 1, 1, 1, 1, 1, 0, 0, 0 }, { 2, 5 }, "i64"))
+    local alone = net:encode(ids)
+    t.close(batch:slice(1, 1, 1):squeeze(1), alone[1], 2e-6, 2e-6)
+    t.close(batch:slice(1, 2, 2):squeeze(1):slice(1, 1, 2), alone[2], 2e-6, 2e-6)
+    t.raises(function() net:encode { 5, 1e6 } end, "id 2 is 1000000, outside 0..")
+    t.raises(function() net:encode {} end, "empty")
+  end
+end)
+
+-- ---- weights that do not fit ------------------------------------------------------------------------------------------
+
+t.test("one line names the tensor that is missing, misshapen or unknown", function()
+  local load = arch("wan_dit").load
+  local w = tensors "wan_dit"
+  w["blocks.1.ffn.0.bias"] = nil
+  t.eq(t.raises(function() load(w, DIT) end, "missing"), "wan_dit: tensor 'blocks.1.ffn.0.bias' is missing")
+  w = tensors "wan_dit"
+  w["blocks.1.cross_attn.k.weight"] = T.zeros { 72, 71 }
+  t.eq(t.raises(function() load(w, DIT) end, "wanted"),
+    "wan_dit: tensor 'blocks.1.cross_attn.k.weight' is [72, 71], wanted [72, 72]")
+  w = tensors "wan_dit"
+  w["blocks.1.cross_attn.k_img.weight"] = T.zeros { 72, 72 }
+  t.eq(t.raises(function() load(w, DIT) end, "not part"),
+    "wan_dit: tensor 'blocks.1.cross_attn.k_img.weight' [72, 72] is not part of this architecture")
+
+  for _, name in ipairs { "taehv", "taehv_super", "wan_vae", "umt5" } do
+    local model = name:match("^taehv") or (name == "umt5" and "t5") or name
+    -- Any tensor of the file, taken away or cut: an error with its name, or of one that depends on it, never a crash.
+    local keys = {}
+    for key in pairs(tensors(name)) do keys[#keys + 1] = key end
+    table.sort(keys)
+    for i = 1, #keys, math.ceil(#keys / 12) do
+      w = tensors(name)
+      local first = w[keys[i]].shape[1]
+      w[keys[i]] = T.zeros { first + 1, 5 }
+      local message = t.raises(function() arch(model).load(w, {}) end, model .. ": ")
+      t.ok(not message:find("\n"), message)
+    end
+  end
+end)
+
+t.test("a configuration that contradicts the tensors is named", function()
+  t.raises(function() arch("wan_dit").load(open "wan_dit", { heads = 3, dim = 80 }) end,
+    "wan_dit: the configuration says dim 80, patch_embedding.weight gives 72")
+  t.raises(function() arch("wan_dit").load(open "wan_dit", { heads = 5 }) end, "does not divide into 5 heads")
+  t.raises(function() arch("wan_dit").load(open "wan_dit", {}) end, "must give heads")
+  t.raises(function() arch("t5").load(open "umt5", { vocab = 1000 }) end, "the configuration says vocab 1000")
+  t.raises(function() arch("wan_vae").load(open "wan_vae", { mean = { 1 }, std = { 1 } }) end, "must give them")
+  t.raises(function() arch("taehv").load(open "taehv", {}, { compte = "f32" }) end, "unknown option 'compte'")
+end)
+
+t.test("a prefix before all names is found, other tensors are left alone", function()
+  local w, moved = tensors "wan_dit", { ["first_stage.thing"] = T.zeros { 1 } }
+  for key, tensor in pairs(w) do moved["model.diffusion_model." .. key] = tensor end
+  local a = dit()
+  local b = arch("wan_dit").load(moved, DIT, { compute = "f32" })
+  local text, latent = noise({ 4, 40 }, 1), noise { 1, 16, 1, 2, 2 }
+  same_bits(a:forward(latent, 10, a:context { text }), b:forward(latent, 10, b:context { text }))
+end)
+
+t.finish()
