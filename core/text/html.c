@@ -67,7 +67,8 @@ static bool starts(const char *text, size_t size, const char *name, size_t lengt
 // text begins behind "&". The longest name wins. Returns the bytes used, 0 where none is known.
 static size_t read_named(const char *text, size_t size, uint32_t *c) {
     size_t best = 0;
-    for (size_t i = 0; i < sizeof latin1 / sizeof *latin1 + sizeof others / sizeof *others; i++) {
+    bool letter = size && (text[0] | 32) >= 'a' && (text[0] | 32) <= 'z';
+    for (size_t i = 0; letter && i < sizeof latin1 / sizeof *latin1 + sizeof others / sizeof *others; i++) {
         bool first = i < sizeof latin1 / sizeof *latin1;
         const reference *other = first ? NULL : &others[i - sizeof latin1 / sizeof *latin1];
         const char *name = first ? latin1[i] : other->name;

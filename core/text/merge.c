@@ -56,7 +56,8 @@ mel_status mel_merge(mel_symbol *symbols, size_t count, mel_merge_lookup lookup,
     }
     for (size_t i = 1; i < count && !status; i++)
         status = push(&a, (int32_t)i - 1, (int32_t)i, err);
-    while (a.heap.size && !status) {
+    for (size_t steps = 1; a.heap.size && !status; steps++) {
+        if (steps % 4096 == 0 && (status = mel_check_cancel(err))) break;
         pair p = pop(&a);
         mel_symbol *left = &symbols[p.left], *right = &symbols[p.right];
         if (!left->size || !right->size || left->size + right->size != p.size) continue;

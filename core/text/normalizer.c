@@ -4,8 +4,10 @@
 
 #include <string.h>
 
+// Bytes. The rules of nmt_nfkc stay below 64; a broken trie may have cycles.
 enum {
-    REPLACEMENT_MAX = 4096 // bytes; the rules of nmt_nfkc stay below 64
+    REPLACEMENT_MAX = 256,
+    RULE_MAX = 256
 };
 
 static uint32_t read_u32(const char *bytes) {
@@ -44,7 +46,7 @@ static uint32_t offset_of(uint32_t unit) {
 static size_t longest_rule(const mel_normalizer *n, const char *text, size_t size_bytes, uint32_t *value) {
     size_t longest = 0;
     uint32_t at = offset_of(read_u32(n->units));
-    for (size_t i = 0; i < size_bytes; i++) {
+    for (size_t i = 0; i < size_bytes && i < RULE_MAX; i++) {
         unsigned char byte = (unsigned char)text[i];
         at ^= byte;
         if (at >= n->unit_count) break;

@@ -11,8 +11,13 @@
 #include <stdio.h>
 #include <string.h>
 
+// Bounds on what a normaliser may do: steps, bytes that it puts in one place, growth of the text over all steps
+// (NFKC makes at most 11 bytes of one).
 enum {
-    STEPS_MAX = 16
+    STEPS_MAX = 16,
+    CONTENT_MAX = 64,
+    GROWTH_MAX = 16,
+    GROWTH_FREE = 65536
 };
 
 typedef enum step_kind {
@@ -100,6 +105,9 @@ static mel_status read_replace(mel_tokenizer *t, const mel_json_value *object, s
     const char *content = mel_json_string(mel_json_get(object, "content"), &s->size);
     if ((!regex && !literal) || !content)
         return mel_fail(err, MEL_EFORMAT, "normalizer Replace: no 'pattern' or no 'content'");
+    if (s->size > CONTENT_MAX)
+        return mel_fail(err, MEL_EUNSUPPORTED, "normalizer Replace: 'content' of %zu bytes is longer than %d", s->size,
+            CONTENT_MAX);
     s->text = keep(t, content, s->size);
     if (regex) return mel_regex_compile(regex, size, 0, &s->pattern, err);
     mel_buffer quoted = {0};
@@ -145,6 +153,9 @@ static mel_status read_normalizer(mel_tokenizer *t, const mel_json_value *object
     if (is_type(object, "Prepend")) {
         const char *text = mel_json_string(mel_json_get(object, "prepend"), &s->size);
         if (!text) return mel_fail(err, MEL_EFORMAT, "normalizer Prepend: no 'prepend'");
+        if (s->size > CONTENT_MAX)
+            return mel_fail(
+                err, MEL_EUNSUPPORTED, "normalizer Prepend: %zu bytes are more than %d", s->size, CONTENT_MAX);
         s->kind = STEP_PREPEND;
         s->text = keep(t, text, s->size);
         return MEL_OK;
@@ -325,15 +336,16 @@ static mel_status run_replace(const step *s, const mel_buffer *in, mel_buffer *o
     int64_t *spans = NULL;
     size_t count = 0, at = 0;
     int width = 2 * (mel_regex_groups(s->pattern) + 1);
-    mel_status status = mel_regex_match_all(s->pattern, in->data, in->size, 0, 0, &spans, &count, err);
+    const char *text = in->size ? in->data : "";
+    mel_status status = mel_regex_match_all(s->pattern, text, in->size, 0, 0, &spans, &count, err);
     for (size_t i = 0; i < count && !status; i++) {
         const int64_t *span = spans + i * (size_t)width;
-        status = mel_buffer_append(out, in->data + at, (size_t)span[0] - at, err);
+        status = mel_buffer_append(out, text + at, (size_t)span[0] - at, err);
         if (!status) status = mel_buffer_append(out, s->text, s->size, err);
         at = (size_t)span[1];
     }
     mel_free(spans);
-    return status ? status : mel_buffer_append(out, in->data + at, in->size - at, err);
+    return status ? status : mel_buffer_append(out, text + at, in->size - at, err);
 }
 
 // Bytes of white space at the start of text.
@@ -358,6 +370,7 @@ static size_t word_length(const char *text, size_t size) {
 }
 
 static mel_status run_strip(const step *s, const mel_buffer *in, mel_buffer *out, mel_error *err) {
+    if (!in->size) return MEL_OK;
     size_t first = s->left ? leading_space(in->data, in->size) : 0, end = in->size;
     if (s->right) {
         end = first;
@@ -424,6 +437,9 @@ static mel_status take_text(const sink *to, const char *text, size_t size, bool 
     for (int i = 0; i < hf->step_count && !status; i++) {
         next.size = 0;
         status = run_step(&hf->steps[i], &now, &next, err);
+        if (!status && next.size > GROWTH_FREE && (next.size - GROWTH_FREE) / GROWTH_MAX > size)
+            status =
+                mel_fail(err, MEL_EUNSUPPORTED, "normalizer: step %d makes %zu bytes of %zu", i + 1, next.size, size);
         mel_buffer swap = now;
         now = next;
         next = swap;

@@ -6,7 +6,7 @@
 #include <melies/base.h>
 
 enum {
-    MEL_TRIE_KEY_MAX = 4096 // bytes; bounds the work of one step of segmentation
+    MEL_TRIE_KEY_MAX = 1024 // bytes; bounds the work of one step of segmentation
 };
 
 typedef struct mel_trie_key {

@@ -26,8 +26,10 @@ static double score_of(const mel_tokenizer *t, int32_t id, size_t length) {
     return (double)((float)length * (float)t->max_score) - 0.1;
 }
 
-static void search(const mel_tokenizer *t, const char *text, size_t size, node *ends) {
+static mel_status search(const mel_tokenizer *t, const char *text, size_t size, node *ends, mel_error *err) {
+    size_t steps = 0;
     for (size_t start = 0; start < size;) {
+        if (++steps % 4096 == 0 && mel_canceled()) return mel_check_cancel(err);
         size_t step = mel_utf8_step(text + start, size - start);
         double here = ends[start].score;
         bool single_character = false;
@@ -45,6 +47,7 @@ static void search(const mel_tokenizer *t, const char *text, size_t size, node *
         }
         start += step;
     }
+    return MEL_OK;
 }
 
 mel_status mel_unigram_encode(const mel_tokenizer *t, const char *text, size_t size, mel_buffer *ids, mel_error *err) {
@@ -54,11 +57,10 @@ mel_status mel_unigram_encode(const mel_tokenizer *t, const char *text, size_t s
     if (!ends) return MEL_ENOMEM;
     for (size_t i = 0; i <= size; i++)
         ends[i] = (node){.score = 0, .start = -1, .id = -1};
-    search(t, text, size, ends);
+    mel_status status = search(t, text, size, ends, err);
 
-    for (int64_t end = (int64_t)size; end > 0; end = ends[end].start)
+    for (int64_t end = (int64_t)size; end > 0 && !status; end = ends[end].start)
         ends[ends[end].start].next = end;
-    mel_status status = MEL_OK;
     bool run = false;
     for (size_t at = 0; at < size && !status;) {
         size_t end = (size_t)ends[at].next;

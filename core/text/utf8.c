@@ -42,6 +42,7 @@ mel_status mel_utf8_append(mel_buffer *buffer, uint32_t c, mel_error *err) {
 mel_status mel_utf8_append_valid(mel_buffer *buffer, const char *text, size_t size_bytes, mel_error *err) {
     size_t from = 0, at = 0;
     mel_status status = MEL_OK;
+    if (!size_bytes) return MEL_OK;
     while (at < size_bytes && !status) {
         size_t length = mel_utf8_decode(text + at, size_bytes - at, NULL);
         if (!length) {

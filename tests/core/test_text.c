@@ -204,6 +204,25 @@ static void long_text(void) {
     free(text);
 }
 
+static void cancel(void) {
+    mel_tokenizer *t = NULL;
+    size_t size = 100000, count;
+    char *text = malloc(size);
+    int32_t *ids = NULL;
+    memset(text, 'a', size);
+    static const char *const models[] = {GOLDEN "tok_spm_unigram_unk.model", GOLDEN "tok_spm_bpe_identity.model"};
+    for (int i = 0; i < 2; i++) {
+        CHECK_OK(mel_tokenizer_load(models[i], NULL, &t, err));
+        if (!t) break;
+        mel_cancel();
+        CHECK_FAILS(mel_tokenizer_encode(t, text, size, &ids, &count, err), MEL_ECANCELED, "");
+        mel_cancel_clear();
+        mel_tokenizer_free(t);
+        t = NULL;
+    }
+    free(text);
+}
+
 static void malformed(void) {
     static const struct {
         const char *name;
@@ -310,6 +329,7 @@ int main(void) {
     RUN(clip_cleaning);
     RUN(invalid_utf8);
     RUN(long_text);
+    RUN(cancel);
     RUN(malformed);
     RUN(refused_by_name);
     RUN(allocation_failures);
