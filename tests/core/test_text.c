@@ -209,13 +209,14 @@ static void cancel(void) {
     size_t size = 100000, count;
     char *text = malloc(size);
     int32_t *ids = NULL;
-    memset(text, 'a', size);
+    for (size_t i = 0; i < size; i++)
+        text[i] = "the "[i % 4];
     static const char *const models[] = {GOLDEN "tok_spm_unigram_unk.model", GOLDEN "tok_spm_bpe_identity.model"};
     for (int i = 0; i < 2; i++) {
         CHECK_OK(mel_tokenizer_load(models[i], NULL, &t, err));
         if (!t) break;
         mel_cancel();
-        CHECK_FAILS(mel_tokenizer_encode(t, text, size, &ids, &count, err), MEL_ECANCELED, "");
+        CHECK_FAILS(mel_tokenizer_encode(t, text, size, &ids, &count, err), MEL_ECANCELED, "cancel");
         mel_cancel_clear();
         mel_tokenizer_free(t);
         t = NULL;
