@@ -1,6 +1,6 @@
--- Guidance: makes denoise(x, sigma) of a model and texts. A guide is a plugin with combine(cond, uncond, params, state),
--- where cond and uncond are the model's own predictions (velocity for a flow model), or estimates of x0 where the plugin
--- says prediction = "x0". What it returns is of the same sort.
+-- Guidance: makes denoise(x, sigma) of a model and texts. A guide is a plugin with combine(cond, uncond, params,
+-- state), where cond and uncond are the model's own predictions (velocity for a flow model), or estimates of x0 where
+-- the plugin says prediction = "x0". What it returns is of the same sort.
 --
 --   guide.cfg(model, { text = text, negative = other, scale = 5 })      -> denoise
 --   guide.make("apg", model, { text = text, scale = 8, eta = 0.2 })     the same for any name
@@ -23,7 +23,8 @@ local function encoded(model, text, what, level)
   return rows
 end
 
--- The latent frames [C, k, H, W] that first stands for: it is one already, or an image [H, W, 3] or frames [T, H, W, 3].
+-- The latent frames [C, k, H, W] that first stands for: it is one already, or an image [H, W, 3] or frames [T, H, W,
+-- 3].
 local function first_latent(model, first)
   if first.shape[first.ndim] ~= 3 then return first end
   return model:encode_video(first.ndim == 3 and first:unsqueeze(1) or first)

@@ -2,9 +2,10 @@
 --
 -- Search order, first hit wins: every --plugin-path, the project's folder (./melies), the user's configuration folder
 -- ($MELIES_CONFIG, or melies/ in $XDG_CONFIG_HOME, or ~/.config/melies), the built-ins. Each of these has samplers/,
--- schedules/, guides/ and recipes/; a plugin file may also lie directly in a --plugin-path folder, or be named itself.
--- Folders are read anew at every call, so a file that was dropped in a moment ago is found; a file that was read once is
--- read again only after registry.reload(). What cannot be used is kept in registry.problems() and disturbs nothing else.
+-- schedules/, guides/ and recipes/; a plugin file may also lie directly in a --plugin-path folder, or be named
+-- itself. Folders are read anew at every call, so a file that was dropped in a moment ago is found; a file that was
+-- read once is read again only after registry.reload(). What cannot be used is kept in registry.problems() and
+-- disturbs nothing else.
 local ffi = require "ffi"
 
 local registry = {}
@@ -23,7 +24,7 @@ local plugin_paths = {}
 local loaded = {}   -- path -> entry of a file that was read and is good
 local problems = {} -- path -> { path, line, message }, of the latest look at it
 
--- ---- folders -------------------------------------------------------------------------------------------------------
+-- ---- folders ------------------------------------------------------------------------------------
 
 ffi.cdef [[
 typedef struct { uint64_t ino; int64_t off; unsigned short reclen; unsigned char type; char name[256]; } melies_dirent;
@@ -75,7 +76,7 @@ local function config_folder()
   return home and home ~= "" and home .. "/.config/melies" or nil
 end
 
--- ---- problems ------------------------------------------------------------------------------------------------------
+-- ---- problems -----------------------------------------------------------------------------------
 
 local function problem(path, line, message)
   problems[path] = { path = path, line = line, message = message }
@@ -94,7 +95,7 @@ local function line_of(text, pattern)
   return find(pattern) or find("^return") or 1
 end
 
--- ---- one file ------------------------------------------------------------------------------------------------------
+-- ---- one file -----------------------------------------------------------------------------------
 
 -- The comment that opens the file, without the api line; nil where there is none.
 local function leading_comment(text)
@@ -214,7 +215,7 @@ local function load_file(path, folder_kind, origin)
     help = type(plugin.help) == "string" and plugin.help or leading_comment(text) }
 end
 
--- ---- looking for a kind --------------------------------------------------------------------------------------------
+-- ---- looking for a kind -------------------------------------------------------------------------
 
 local function add_files(files, folder, kind, origin)
   local names = list_folder(folder)
@@ -284,7 +285,7 @@ local function check_kind(kind, level)
   error(("no plugins of kind '%s' (%s)"):format(tostring(kind), table.concat(KINDS, ", ")), level + 1)
 end
 
--- ---- what others call ----------------------------------------------------------------------------------------------
+-- ---- what others call ---------------------------------------------------------------------------
 
 -- options.plugin_paths: folders (or files) that come before all others.
 function registry.configure(options)
@@ -354,7 +355,7 @@ function registry.reload(kind, name)
   return true
 end
 
--- ---- parameters ----------------------------------------------------------------------------------------------------
+-- ---- parameters ---------------------------------------------------------------------------------
 
 local function number_text(x) return ("%.14g"):format(x) end
 

@@ -9,7 +9,7 @@ local T = require "melies.tensor"
 
 local sampling = {}
 
--- ---- formulas --------------------------------------------------------------------------------------------------------
+-- ---- formulas -----------------------------------------------------------------------------------
 
 function sampling.alpha(space, sigma) return space == "flow" and 1 - sigma or 1 end
 
@@ -62,7 +62,7 @@ function sampling.churn(x, sigma, n, params, noise)
   return T.lincomb { alpha_hat / alpha, x, up, noise(sigma, sigma_hat) }, sigma_hat
 end
 
--- ---- running ---------------------------------------------------------------------------------------------------------
+-- ---- running ------------------------------------------------------------------------------------
 
 local OPTIONS = { params = true, seed = true, stream = true, space = true, on_step = true, start_step = true, noise = true }
 
@@ -78,8 +78,9 @@ local function check_sigmas(sigmas, space)
   if space == "flow" and sigmas[1] > 1 then wrong("%g at 1, but flow has 0 to 1", sigmas[1]) end
 end
 
--- Runs a sampler (a name or a plugin's table) from x at sigmas[1] to the last sigma and returns the final x. The cancel
--- flag is looked at after each step and raises lib.canceled, as operations in C do. denoise(x, sigma) -> estimate of x0.
+-- Runs a sampler (a name or a plugin's table) from x at sigmas[1] to the last sigma and returns the final x. The
+-- cancel flag is looked at after each step and raises lib.canceled, as operations in C do. denoise(x, sigma) ->
+-- estimate of x0.
 --   params      the sampler's own parameters; checked against its declaration
 --   space       "flow" (default) or "ve"
 --   seed, stream  key the noise of stochastic samplers: step i draws from the stream's own place, so that a run taken up

@@ -1,5 +1,5 @@
--- Schedules: lists of noise levels that descend to 0. A schedule is a plugin with sigmas(n, params) -> list; this module
--- finds them, checks their parameters and results, and holds the formulas that several share.
+-- Schedules: lists of noise levels that descend to 0. A schedule is a plugin with sigmas(n, params) -> list; this
+-- module finds them, checks their parameters and results, and holds the formulas that several share.
 --
 --   schedule.make("karras", 20, { rho = 5 })     -> { sigma_1, ..., sigma_20, 0 }
 --   schedule.flow(20, { shift = 3 })             the same for any name: schedule.NAME(n, params)
@@ -9,7 +9,7 @@ local registry = require "melies.registry"
 
 local schedule = {}
 
--- ---- formulas ------------------------------------------------------------------------------------------------------------
+-- ---- formulas -----------------------------------------------------------------------------------
 
 -- n numbers from a to b, both included exactly; { a } for n = 1.
 function schedule.linspace(a, b, n)
@@ -96,7 +96,7 @@ function schedule.with_range(more)
   return params
 end
 
--- ---- finding and running -------------------------------------------------------------------------------------------------
+-- ---- finding and running ------------------------------------------------------------------------
 
 -- The sigmas of a schedule (a name or a plugin's table) for n steps. params are checked against its declaration; space
 -- comes from params, or the model where one is given. Some schedules may give fewer than n steps (beta drops doubles).

@@ -60,6 +60,12 @@ t.test("built-ins come through the same door, without a problem", function()
     for i = 2, #list do t.ok(list[i - 1].name < list[i].name, "sorted") end
   end
   t.eq(#registry.problems(), 0)
+  for _, kind in ipairs { "sampler", "schedule", "guide" } do
+    for _, entry in ipairs(registry.list(kind)) do
+      local first = entry.help:match("^[^\n]*")
+      t.ok(#first <= 80 and first:find("%.$"), entry.path .. ": its comment starts with one short sentence")
+    end
+  end
   t.eq(table.concat(registry.kinds(), " "), "sampler schedule guide recipe")
 end)
 
@@ -127,12 +133,12 @@ t.test("what is broken is reported by file and line and disturbs nothing else", 
     { "global2", "-- melies-api: 1\n_G.leak = 1\nreturn {}", 2, "may not set the global 'leak'" },
     { "param1", "-- melies-api: 1\nreturn { kind = \"sampler\", name = \"param1\", run = print,\n  params = 3 }", 3,
       "must be a table" },
-    { "param2", "-- melies-api: 1\nreturn { kind = \"sampler\", name = \"param2\", run = print,\n params = { eta = { \"float\" } } }",
-      3, "unknown type 'float'" },
+    { "param2", "-- melies-api: 1\nreturn { kind = \"sampler\", name = \"param2\", run = print,\n"
+      .. " params = { eta = { \"float\" } } }", 3, "unknown type 'float'" },
     { "param3", "-- melies-api: 1\nreturn { kind = \"sampler\", name = \"param3\", run = print, params = {\n eta = { \"number\", "
       .. "default = 3, max = 1 } } }", 3, "default that is not allowed" },
-    { "param4", "-- melies-api: 1\nreturn { kind = \"sampler\", name = \"param4\", run = print, params =\n { space = { \"number\" } } }",
-      3, "reserved" },
+    { "param4", "-- melies-api: 1\nreturn { kind = \"sampler\", name = \"param4\", run = print, params =\n"
+      .. " { space = { \"number\" } } }", 3, "reserved" },
   }
   write(config .. "/samplers/good.lua", sampler "good")
   for _, case in ipairs(cases) do write(("%s/samplers/%s.lua"):format(config, case[1]), case[2]) end
@@ -226,6 +232,30 @@ return {
 ]])
   local x = melies.sampling.run("half", function(x) return x:clone():fill_(0) end, melies.tensor.full({ 2 }, 8), { 1, 0.5, 0 })
   t.eq(x:get(1), 2)
+  os.execute("rm -rf '" .. config .. "'/*")
+end)
+
+t.test("the plugins of docs/writing-a-sampler.md work as they are written there", function()
+  local f = assert(io.open(os.getenv("MELIES_ROOT") .. "/docs/writing-a-sampler.md"))
+  local page = f:read("*a")
+  f:close()
+  local count = 0
+  for block in page:gmatch("```lua\n(.-)```") do
+    local kind, name = block:match('kind = "(%w+)"'), block:match('name = "(%w+)"')
+    if block:find("^%-%- melies%-api") then
+      count = count + 1
+      write(("%s/%ss/%s.lua"):format(config, kind, name), block)
+      local plugin, message = registry.get(kind, name)
+      t.ok(plugin, message)
+    else
+      assert(loadstring(block, "@writing-a-sampler.md"))()
+    end
+  end
+  t.eq(count, 3)
+  local T = melies.tensor
+  local function denoise(x, s) return T.lincomb { (1 - s) / ((1 - s) ^ 2 + s * s), x } end
+  local x = melies.sampling.run("midpoint", denoise, T.of { 1 }, melies.schedule.bent(40, {}), { params = { place = 0.4 } })
+  t.near(x:get(1), 1, 0.02)
   os.execute("rm -rf '" .. config .. "'/*")
 end)
 

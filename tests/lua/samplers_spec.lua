@@ -88,7 +88,7 @@ local function same_list(list, name, rtol)
   end
 end
 
--- ---- k-diffusion -----------------------------------------------------------------------------------------------------
+-- ---- k-diffusion --------------------------------------------------------------------------------
 
 local churn = { s_churn = 8, s_tmin = 0.1, s_tmax = 8, s_noise = 1.003 }
 local k_cases = {
@@ -163,7 +163,7 @@ t.test("k.lcm", function()
   same_rows(log.x, "k.lcm.trajectory", 1e-4)
 end)
 
--- ---- flow --------------------------------------------------------------------------------------------------------------
+-- ---- flow ---------------------------------------------------------------------------------------
 
 local json = read(root .. ".json")
 local names = {}
@@ -211,10 +211,10 @@ t.test("flow.fewstep_x0_renoise.shift5", function()
   same_rows({ log.x[2], log.x[3], log.x[4] }, name .. ".renoised", 1e-4)
 end)
 
--- ---- ddim ----------------------------------------------------------------------------------------------------------------
+-- ---- ddim ---------------------------------------------------------------------------------------
 
--- diffusers' DDIM works on x / sqrt(1 + sigma^2) with sigma^2 = (1 - a) / a; for "linspace" a step's end is not the next
--- step's start, so each step is a run of its own.
+-- diffusers' DDIM works on x / sqrt(1 + sigma^2) with sigma^2 = (1 - a) / a; for "linspace" a step's end is not the
+-- next step's start, so each step is a run of its own.
 for _, name in ipairs(names) do
   local spacing, prediction, eta = name:match("^ddim%.(%a+)%.([%a_]+)%.eta([%d%.]-)%.n6$")
   if spacing then

@@ -1,7 +1,7 @@
 -- melies-api: 1
--- Adaptive projected guidance: Sadat et al. 2024 (arXiv 2410.02416), Algorithm 1, on estimates of x0. The difference c - u
--- is averaged over steps (momentum), clipped to a norm, and split against c; the part along c, which oversaturates, is
--- weighed by eta.
+-- Adaptive projected guidance: high scales without oversaturation.
+-- Sadat et al. 2024 (arXiv 2410.02416), Algorithm 1, on estimates of x0. The difference c - u is averaged over steps
+-- (momentum), clipped to a norm, and split against c; the part along c, which oversaturates, is weighed by eta.
 local T = require("melies").tensor
 
 return {

@@ -1,5 +1,6 @@
 -- melies-api: 1
--- Classifier-free guidance: u + w (c - u). Ho and Salimans 2022. The same in any space.
+-- Classifier-free guidance: u + w (c - u).
+-- Ho and Salimans 2022. The same in any space.
 local T = require("melies").tensor
 
 return {

@@ -1,6 +1,7 @@
 -- melies-api: 1
--- Classifier-free guidance brought back to the contrast of the conditional prediction: Lin et al. 2023 (arXiv 2305.08891),
--- section 3.4. On the model's own prediction. phi blends the rescaled result with the plain one.
+-- cfg brought back to the contrast of the conditional prediction.
+-- Lin et al. 2023 (arXiv 2305.08891), section 3.4, on the model's own prediction. phi blends the rescaled result with
+-- the plain one.
 local T = require("melies").tensor
 
 return {

@@ -1,6 +1,7 @@
 -- melies-api: 1
--- CFG-Zero*: a u + w (c - a u) with a = <c, u> / |u|^2, and no movement over the first noise levels: Fan et al. 2025
--- (arXiv 2503.18886). On the velocity of a flow model, which zero stands still. The paper takes about 4% of the steps:
+-- CFG-Zero*: cfg with a fitted scale of u, and a still start.
+-- a u + w (c - a u) with a = <c, u> / |u|^2, and no movement over the first noise levels: Fan et al. 2025
+-- (arXiv 2503.18886). On the velocity of a flow model, where zero stands still. The paper takes about 4% of the steps:
 -- 1 of 20, 2 of 50.
 local T = require("melies").tensor
 

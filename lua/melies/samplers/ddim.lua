@@ -1,6 +1,7 @@
 -- melies-api: 1
--- DDIM, first order: Song et al. 2020, equation 12, with sigma / alpha as the noise level. eta = 0 is euler; eta = 1 has
--- the variance of DDPM.
+-- DDIM, first order; eta draws noise anew.
+-- Song et al. 2020, equation 12, with sigma / alpha as the noise level. eta = 0 is euler; eta = 1 has the variance of
+-- DDPM.
 local melies = require "melies"
 local T, S = melies.tensor, melies.sampling
 

@@ -1,6 +1,7 @@
 -- melies-api: 1
--- Midpoint steps with the midpoint in log sigma, second order, two model calls a step: DPM-Solver-2 (Lu et al. 2022) as
--- in k-diffusion's sample_dpm_2; s_churn adds noise back.
+-- Midpoint steps, second order, two model calls a step.
+-- DPM-Solver-2 (Lu et al. 2022) as in k-diffusion's sample_dpm_2: the midpoint is taken in log sigma. s_churn adds
+-- noise back.
 local melies = require "melies"
 local T, S = melies.tensor, melies.sampling
 

@@ -1,6 +1,6 @@
 -- melies-api: 1
--- DPM-Solver-2 steps down past the next sigma, then noise back up: k-diffusion's sample_dpm_2_ancestral; on flow
--- ComfyUI's sample_dpm_2_ancestral_RF.
+-- dpm_2 that steps too far down and adds noise back.
+-- k-diffusion's sample_dpm_2_ancestral; on flow ComfyUI's sample_dpm_2_ancestral_RF.
 local melies = require "melies"
 local T, S = melies.tensor, melies.sampling
 

@@ -1,4 +1,5 @@
 -- melies-api: 1
+-- Chooses its own steps, by tolerance.
 -- DPM-Solver-12 and 23 with an adaptive step: two orders are compared and a controller sets the step (Lu et al. 2022,
 -- appendix C; k-diffusion's sample_dpm_adaptive). Of the sigmas it takes the first and the last above 0; where they end
 -- with 0 one more call goes there. How many calls it makes depends on the model and the tolerances.

@@ -1,7 +1,8 @@
 -- melies-api: 1
--- DPM-Solver-fast: steps of order 3, and lower ones at the end, evenly spaced in log sigma, for a given number of model
--- calls (Lu et al. 2022, section 3.4; k-diffusion's sample_dpm_fast). Of the sigmas it takes the first, the last above 0
--- and their count, which is the number of calls; where they end with 0 one more call goes there.
+-- Steps of third order for a given number of model calls.
+-- DPM-Solver-fast: order 3 and lower ones at the end, evenly spaced in log sigma (Lu et al. 2022, section 3.4;
+-- k-diffusion's sample_dpm_fast). Of the sigmas it takes the first, the last above 0 and their count, which is the
+-- number of calls; where they end with 0 one more call goes there.
 local melies = require "melies"
 local T = melies.tensor
 

@@ -1,6 +1,7 @@
 -- melies-api: 1
--- DPM-Solver++(2M), second order, one model call a step: Lu et al. 2022 (DPM-Solver++), Algorithm 2, as in k-diffusion's
--- sample_dpmpp_2m; on flow with lambda = log((1 - sigma) / sigma).
+-- DPM-Solver++(2M), second order, one model call a step.
+-- Lu et al. 2022 (DPM-Solver++), Algorithm 2, as in k-diffusion's sample_dpmpp_2m; on flow with
+-- lambda = log((1 - sigma) / sigma).
 local melies = require "melies"
 local T, S = melies.tensor, melies.sampling
 

@@ -1,6 +1,6 @@
 -- melies-api: 1
--- DPM-Solver++(2M) as a stochastic solver, one model call a step: k-diffusion's sample_dpmpp_2m_sde, in ComfyUI's form
--- for any alpha.
+-- DPM-Solver++(2M) with noise, one model call a step.
+-- k-diffusion's sample_dpmpp_2m_sde, in ComfyUI's form for any alpha.
 local melies = require "melies"
 local T, S = melies.tensor, melies.sampling
 

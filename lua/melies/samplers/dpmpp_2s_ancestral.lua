@@ -1,6 +1,6 @@
 -- melies-api: 1
--- DPM-Solver++(2S) steps down past the next sigma, then noise back up, two model calls a step: k-diffusion's
--- sample_dpmpp_2s_ancestral; on flow ComfyUI's sample_dpmpp_2s_ancestral_RF.
+-- DPM-Solver++(2S) that steps too far down and adds noise back.
+-- Two model calls a step: k-diffusion's sample_dpmpp_2s_ancestral; on flow ComfyUI's sample_dpmpp_2s_ancestral_RF.
 local melies = require "melies"
 local T, S = melies.tensor, melies.sampling
 

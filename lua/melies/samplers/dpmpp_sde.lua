@@ -1,6 +1,7 @@
 -- melies-api: 1
--- DPM-Solver++ as a stochastic solver, two model calls and two draws of noise a step: k-diffusion's sample_dpmpp_sde, in
--- ComfyUI's form for any alpha. r is where the inner point lies between the two lambdas.
+-- DPM-Solver++ with noise, two model calls a step.
+-- k-diffusion's sample_dpmpp_sde, in ComfyUI's form for any alpha: two draws of noise a step. r is where the inner
+-- point lies between the two lambdas.
 local melies = require "melies"
 local T, S = melies.tensor, melies.sampling
 

@@ -1,5 +1,6 @@
 -- melies-api: 1
--- Euler's method, first order: Karras et al. 2022, Algorithm 2 without the correction; s_churn adds noise back.
+-- Euler's method, first order: plain and sturdy.
+-- Karras et al. 2022, Algorithm 2 without the correction; s_churn adds noise back.
 local melies = require "melies"
 local T, S = melies.tensor, melies.sampling
 

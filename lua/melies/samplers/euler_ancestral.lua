@@ -1,6 +1,6 @@
 -- melies-api: 1
--- Euler steps down past the next sigma, then noise back up to it: k-diffusion's sample_euler_ancestral; on flow
--- ComfyUI's sample_euler_ancestral_RF.
+-- Euler that steps too far down and adds noise back.
+-- k-diffusion's sample_euler_ancestral; on flow ComfyUI's sample_euler_ancestral_RF.
 local melies = require "melies"
 local T, S = melies.tensor, melies.sampling
 

@@ -1,6 +1,7 @@
 -- melies-api: 1
--- DPM-Solver++ multistep of order 1 to 3, as an ODE or stochastic: Lu et al. 2022 (arXiv 2211.01095), in the form of
--- Wan2.1's FlowDPMSolverMultistepScheduler (fm_solvers.py) and diffusers' DPMSolverMultistepScheduler.
+-- Wan's DPM-Solver++, order 1 to 3, one model call a step.
+-- Lu et al. 2022 (arXiv 2211.01095), as an ODE or stochastic, in the form of Wan2.1's FlowDPMSolverMultistepScheduler
+-- (fm_solvers.py) and diffusers' DPMSolverMultistepScheduler.
 local melies = require "melies"
 local T, S = melies.tensor, melies.sampling
 

@@ -1,5 +1,6 @@
 -- melies-api: 1
--- Heun's method, second order, two model calls a step: Karras et al. 2022, Algorithm 2; s_churn adds noise back.
+-- Heun's method, second order, two model calls a step.
+-- Karras et al. 2022, Algorithm 2; s_churn adds noise back.
 local melies = require "melies"
 local T, S = melies.tensor, melies.sampling
 

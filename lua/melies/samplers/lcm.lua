@@ -1,6 +1,7 @@
 -- melies-api: 1
--- Estimate, then noise the estimate to the next sigma, for models distilled to few steps: consistency models (Song et al.
--- 2023, Algorithm 1), LCM, and on flow the few-step loop of Self-Forcing (with the schedule fewstep).
+-- For models distilled to few steps: estimate, then noise the estimate.
+-- Consistency models (Song et al. 2023, Algorithm 1), LCM, and on flow the few-step loop of Self-Forcing (with the
+-- schedule fewstep).
 local melies = require "melies"
 local T, S = melies.tensor, melies.sampling
 

@@ -1,5 +1,6 @@
 -- melies-api: 1
--- Linear multistep (Adams-Bashforth on the sigmas as they are), one model call a step: k-diffusion's sample_lms.
+-- Linear multistep of up to four slopes, one model call a step.
+-- Adams-Bashforth on the sigmas as they are: k-diffusion's sample_lms.
 local melies = require "melies"
 local T = melies.tensor
 

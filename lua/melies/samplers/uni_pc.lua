@@ -1,7 +1,7 @@
 -- melies-api: 1
--- UniPC, a multistep predictor and corrector of one model call a step: Zhao et al. 2023, in the B(h) form of diffusers'
--- UniPCMultistepScheduler. With the schedule wan_unipc it is Wan's FlowUniPC.
--- solver: B(h) = expm1(-h) (bh2) or -h (bh1).
+-- UniPC predictor and corrector, one model call a step; Wan's default.
+-- Zhao et al. 2023, in the B(h) form of diffusers' UniPCMultistepScheduler. With the schedule wan_unipc it is Wan's
+-- FlowUniPC. solver: B(h) = expm1(-h) (bh2) or -h (bh1).
 local melies = require "melies"
 local T, S = melies.tensor, melies.sampling
 

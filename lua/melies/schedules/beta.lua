@@ -1,6 +1,7 @@
 -- melies-api: 1
--- Trained levels at quantiles of a beta distribution, dense at both ends: Lee et al. 2024 (arXiv 2407.12173), as ComfyUI's
--- beta_scheduler (its beta57 is alpha 0.5, beta 0.7). Levels that come up twice are taken once.
+-- Trained levels at quantiles of a beta distribution: dense at both ends.
+-- Lee et al. 2024 (arXiv 2407.12173), as ComfyUI's beta_scheduler (its beta57 is alpha 0.5, beta 0.7). Levels that
+-- come up twice are taken once.
 local S = require("melies").schedule
 
 -- Log of the gamma function by Lanczos (g = 7, 9 terms), for x > 0.

@@ -1,6 +1,7 @@
 -- melies-api: 1
--- A list of noise levels as given. Where another number of steps is asked for, the list is resampled evenly in log sigma
--- (as ComfyUI does for its "align your steps" lists).
+-- A list of noise levels as given.
+-- Where another number of steps is asked for, the list is resampled evenly in log sigma (as ComfyUI does for its
+-- "align your steps" lists).
 local S = require("melies").schedule
 
 return {

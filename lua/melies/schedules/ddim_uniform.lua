@@ -1,6 +1,7 @@
 -- melies-api: 1
--- A fixed stride through the trained levels, from the second lowest: ComfyUI's ddim_scheduler. Where the stride does not
--- divide the levels it gives a step more than asked for, as there.
+-- A fixed stride through the trained levels.
+-- ComfyUI's ddim_scheduler: from the second lowest. Where the stride does not divide the levels it gives a step more
+-- than asked for, as there.
 local S = require("melies").schedule
 
 return {

@@ -1,5 +1,6 @@
 -- melies-api: 1
--- Evenly spaced in log sigma: k-diffusion's get_sigmas_exponential.
+-- Evenly spaced in log sigma.
+-- k-diffusion's get_sigmas_exponential.
 local S = require("melies").schedule
 
 return {

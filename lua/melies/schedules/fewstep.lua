@@ -1,6 +1,7 @@
 -- melies-api: 1
--- Levels for models distilled to few steps: times out of 1000, shifted (Self-Forcing: 1000, 750, 500, 250 and shift 5; use
--- the sampler lcm). Without times, n even ones from 1000.
+-- Levels for models distilled to few steps.
+-- Times out of 1000, shifted (Self-Forcing: 1000, 750, 500, 250 and shift 5; use the sampler lcm). Without times, n
+-- even ones from 1000.
 local S = require("melies").schedule
 
 return {

@@ -1,6 +1,7 @@
 -- melies-api: 1
--- Evenly spaced from `start` to 0, then shifted: the schedule of Wan, SD3 and their kin (Esser et al. 2024). The shift is
--- static, or dynamic when mu or a token count is given (Flux, LTX-Video). With start = 1 it is Wan's FlowDPMSolver.
+-- Evenly spaced, then shifted: for flow models such as Wan, SD3, LTX-Video.
+-- Esser et al. 2024. The shift is static, or dynamic when mu or a token count is given (Flux, LTX-Video). With start
+-- = 1 it is Wan's FlowDPMSolver.
 local S = require("melies").schedule
 
 return {

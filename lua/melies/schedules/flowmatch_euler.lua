@@ -1,6 +1,7 @@
 -- melies-api: 1
--- diffusers' FlowMatchEulerDiscreteScheduler with a static shift: evenly spaced from 1 to the lowest trained level, which has
--- been shifted once before, then shifted. (Its dynamic shift is the schedule flow with mu.)
+-- diffusers' FlowMatchEulerDiscreteScheduler with a static shift.
+-- Evenly spaced from 1 to the lowest trained level, which has been shifted once before, then shifted. (Its dynamic
+-- shift is the schedule flow with mu.)
 local S = require("melies").schedule
 
 return {

@@ -1,5 +1,6 @@
 -- melies-api: 1
--- Evenly spaced in sigma^(1/rho): Karras et al. 2022, equation 5.
+-- Evenly spaced in sigma^(1/rho): more steps at low noise.
+-- Karras et al. 2022, equation 5.
 local S = require("melies").schedule
 
 return {

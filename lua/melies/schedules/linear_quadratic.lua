@@ -1,5 +1,6 @@
 -- melies-api: 1
--- Linear down to 1 - threshold over half of the steps, then quadratic: Mochi's schedule (genmo, infer.py).
+-- Linear at high noise, then quadratic: Mochi's schedule.
+-- Linear down to 1 - threshold over half of the steps, then quadratic (genmo's infer.py).
 local S = require("melies").schedule
 
 return {

@@ -1,5 +1,6 @@
 -- melies-api: 1
--- Evenly spaced in the trained time, both ends included: ComfyUI's normal_scheduler.
+-- Evenly spaced in the trained time, both ends included.
+-- ComfyUI's normal_scheduler.
 local S = require("melies").schedule
 
 return {

@@ -1,5 +1,6 @@
 -- melies-api: 1
--- A power of a ramp in log sigma: k-diffusion's get_sigmas_polyexponential. rho = 1 is exponential.
+-- A power of a ramp in log sigma.
+-- k-diffusion's get_sigmas_polyexponential. rho = 1 is exponential.
 local S = require("melies").schedule
 
 return {

@@ -1,5 +1,6 @@
 -- melies-api: 1
--- Evenly spaced in the trained time, the lowest level left out: ComfyUI's normal_scheduler with sgm.
+-- Evenly spaced in the trained time, the lowest level left out.
+-- ComfyUI's normal_scheduler with sgm.
 local S = require("melies").schedule
 
 return {

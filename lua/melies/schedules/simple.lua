@@ -1,5 +1,6 @@
 -- melies-api: 1
--- Every so many of the model's trained levels, from the highest: ComfyUI's simple_scheduler.
+-- Every so many of the trained levels, from the highest.
+-- ComfyUI's simple_scheduler.
 local S = require("melies").schedule
 
 return {

@@ -1,6 +1,6 @@
 -- melies-api: 1
--- The continuous variance-preserving schedule of Song et al. 2021: k-diffusion's get_sigmas_vp. Its levels are
--- sigma / alpha, which flow sees as k / (1 + k).
+-- The continuous variance-preserving schedule.
+-- Song et al. 2021; k-diffusion's get_sigmas_vp. Its levels are sigma / alpha, which flow sees as k / (1 + k).
 local S = require("melies").schedule
 
 return {

@@ -1,5 +1,6 @@
 -- melies-api: 1
--- Wan's UniPC schedule: flow that starts at 0.999 before the shift (Wan2.1, fm_solvers_unipc.py).
+-- Wan's UniPC schedule: flow that starts at 0.999 before the shift.
+-- Wan2.1, fm_solvers_unipc.py.
 local S = require("melies").schedule
 
 return {
