@@ -183,7 +183,7 @@ static mel_status run(job *j, mel_error *err) {
     if (group > batch * heads) group = batch * heads;
     int64_t qblocks = (j->lq + QUERIES - 1) / QUERIES, each;
     int64_t work = j->lq * j->lk * d;
-    int threads = work * group >= 1 << 18 ? mel_threads() : 1;
+    int threads = work * group >= 1 << 22 ? mel_threads() : 1;
     cut_scratch(j, NULL, &each);
     char *packed = mel_alloc((size_t)(group * (bytes_k + bytes_v)), err);
     char *room = packed ? mel_alloc((size_t)(threads * each), err) : NULL;

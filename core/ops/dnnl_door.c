@@ -1,5 +1,6 @@
 #include "ops/dnnl_door.h"
 
+#include <omp.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <string.h>
@@ -100,6 +101,18 @@ static mel_status attributes(dnnl_primitive_attr_t *attr, mel_act act, double al
     return door_check(s, "attributes", err);
 }
 
+// Small operations run on one thread: two would wait for each other longer than they work. The choice depends on the
+// shape alone, and holds for making the primitive (which divides the work) and for running it.
+static const double SMALL_FLOP = 8e6;
+
+static void set_threads(const door_op *op) {
+    if (op->small) omp_set_num_threads(1);
+}
+
+static void reset_threads(const door_op *op) {
+    if (op->small) omp_set_num_threads(mel_threads());
+}
+
 // The operation described, made; its memories get their data when it runs.
 static mel_status finish(
     const_dnnl_op_desc_t desc, mel_act act, double alpha, bool bias, const char *what, door_op *op, mel_error *err) {
@@ -109,8 +122,10 @@ static mel_status finish(
     dnnl_primitive_desc_t pd = NULL;
     mel_status s = door_engine(&engine, &stream, err);
     if (!s) s = attributes(&attr, act, alpha, err);
+    set_threads(op);
     if (!s) s = door_check(dnnl_primitive_desc_create(&pd, desc, attr, engine, NULL), what, err);
     if (!s) s = door_check(dnnl_primitive_create(&op->primitive, pd), what, err);
+    reset_threads(op);
     if (!s) {
         op->weights_desc = *dnnl_primitive_desc_query_md(pd, dnnl_query_weights_md, 0);
         const dnnl_memory_desc_t *scratch = dnnl_primitive_desc_query_md(pd, dnnl_query_scratchpad_md, 0);
@@ -135,6 +150,7 @@ static mel_status finish(
 
 mel_status door_matmul(const door_matmul_spec *spec, door_op *op, mel_error *err) {
     memset(op, 0, sizeof *op);
+    op->small = 2.0 * (double)spec->batch * (double)spec->m * (double)spec->n * (double)spec->k < SMALL_FLOP;
     int64_t ba = spec->batch_a ? spec->batch : 1, bb = spec->batch_b ? spec->batch : 1;
     bool flat = spec->batch == 1;
     int nd = flat ? 2 : 3, o = flat ? 1 : 0;
@@ -190,6 +206,10 @@ mel_status door_conv(const door_conv_spec *spec, door_op *op, mel_error *err) {
     // Logical order N, C, spatial; memory order N, spatial, C.
     int64_t in[5] = {spec->n, spec->ic}, out[5] = {spec->n, spec->oc}, tin[5], tout[5], wshape[6];
     int64_t step_in = spec->ic, step_out = spec->oc;
+    double flop = 2.0 * (double)spec->n * (double)spec->oc * (double)(spec->ic / spec->groups);
+    for (int i = 0; i < sp; i++)
+        flop *= (double)(spec->out[i] * spec->kernel[i]);
+    op->small = flop < SMALL_FLOP;
     tin[1] = tout[1] = 1;
     for (int i = sp - 1; i >= 0; i--) {
         in[2 + i] = spec->in[i];
@@ -234,8 +254,10 @@ mel_status door_run(door_op *op, const void *src, const void *weights, const flo
     if (d == dnnl_success) d = dnnl_memory_set_data_handle(op->dst, dst);
     if (d == dnnl_success) d = dnnl_memory_set_data_handle(op->scratch, scratch);
     if (d == dnnl_success && op->bias) d = dnnl_memory_set_data_handle(op->bias, (void *)bias);
+    set_threads(op);
     if (d == dnnl_success) d = dnnl_primitive_execute(op->primitive, stream, op->bias ? 5 : 4, args);
     if (d == dnnl_success) d = dnnl_stream_wait(stream);
+    reset_threads(op);
     mel_free(scratch);
     return door_check(d, "run", err);
 }

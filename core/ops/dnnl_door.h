@@ -13,6 +13,7 @@ typedef struct door_op {
     dnnl_memory_t src, weights, bias, dst, scratch;
     dnnl_memory_desc_t weights_desc; // as the primitive wants it
     size_t scratch_bytes;
+    bool small; // one thread is enough
 } door_op;
 
 typedef struct door_matmul_spec {

@@ -11,7 +11,7 @@ _Static_assert((int)K_SIGMOID == (int)MEL_ACT_SIGMOID && (int)K_RECIP == (int)ME
 
 enum {
     CHUNK = 1024,
-    PARALLEL_FROM = 1 << 15
+    PARALLEL_FROM = 1 << 16
 };
 
 const row_kernels *mel_rows(void) {

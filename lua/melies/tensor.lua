@@ -25,16 +25,17 @@ local double_box = ffi.typeof("double[1]")
 -- ---- wrapping ----------------------------------------------------------------------------------
 
 -- The collector does not see native bytes: when they have grown much since the last look, collect from here.
-local soft_limit, next_look = 256 * 2 ^ 20, 256 * 2 ^ 20
+local next_look = 256 * 2 ^ 20
+local function look_after(live) return live + math.max(256 * 2 ^ 20, math.min(live / 4, 2 ^ 30)) end
 local function mind_memory()
   local live = tonumber(C.mel_mem_live())
   if live > next_look then
     collectgarbage()
     collectgarbage() -- finalizers queued by the first run at their end
     live = tonumber(C.mel_mem_live())
-    next_look = math.max(live * 1.5, live + soft_limit)
-  elseif live < next_look / 3 then
-    next_look = math.max(live * 1.5, live + soft_limit)
+    next_look = look_after(live)
+  elseif look_after(live) < next_look / 2 then
+    next_look = look_after(live)
   end
 end
 

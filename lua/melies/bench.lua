@@ -1,0 +1,208 @@
+-- Measures this machine's peak and the parts of melies against it. Every part is timed in turns with the peak's own
+-- probe, so that a spell of noise hits both; what is printed are medians and ratios.
+local lib = require "melies.ffi.lib"
+local tensor = require "melies.tensor"
+local nn = require "melies.nn"
+local C = lib.C
+local T = tensor
+
+local bench = {}
+
+local function median(values)
+  local v = { unpack(values) }
+  table.sort(v)
+  local n = #v
+  return n % 2 == 1 and v[(n + 1) / 2] or (v[n / 2] + v[n / 2 + 1]) / 2
+end
+
+local function seconds(fn)
+  local start = C.mel_seconds()
+  fn()
+  return C.mel_seconds() - start
+end
+
+-- ---- the peak --------------------------------------------------------------------------------------
+
+-- The best of what oneDNN reaches on a product with packed weights: GFLOP/s. It is what "peak" means here.
+local function peak_probe(dtype)
+  local m, n, k = 1280, 2048, 2048
+  local layer = nn.linear(T.noise({ n, k }, { seed = 1 }), nil, { compute = dtype })
+  local x = T.noise({ m, k }, { seed = 2 }):to(dtype)
+  local flop = 2 * m * n * k
+  layer(x):free()
+  return function() return flop / seconds(function() layer(x):free() end) / 1e9 end
+end
+
+-- Bytes moved per second by a copy that does not fit any cache, in GB/s (read plus write).
+local function bandwidth_probe()
+  local a, b = T.full({ 32 * 2 ^ 20 }, 1), T.full({ 32 * 2 ^ 20 }, 2)
+  return function() return 2 * a:bytes() / seconds(function() b:copy_(a) end) / 1e9 end
+end
+
+-- ---- the parts -------------------------------------------------------------------------------------
+
+-- Each: name, dtype whose peak it stands beside, flop and bytes of one run, setup() -> run().
+local parts = {}
+local function part(p) parts[#parts + 1] = p end
+
+local sizes = { { 1536, 1536 }, { 1536, 8960 }, { 8960, 1536 } } -- Wan 1.3B: attention, ffn up, ffn down
+for _, dtype in ipairs { "bf16", "f32" } do
+  local size = dtype == "bf16" and 2 or 4
+  for _, tokens in ipairs { 1280, 5120 } do
+    for _, kn in ipairs(sizes) do
+      local k, n = unpack(kn)
+      part { name = ("linear %s %dx%dx%d"):format(dtype, tokens, k, n), dtype = dtype, flop = 2 * tokens * k * n,
+        bytes = size * (tokens * k + k * n + tokens * n), setup = function()
+          local layer = nn.linear(T.noise({ n, k }, { seed = 1 }), T.zeros { n }, { compute = dtype })
+          local x = T.noise({ tokens, k }, { seed = 2 }):to(dtype)
+          return function() layer(x):free() end
+        end }
+    end
+    part { name = ("attention %s %d tokens, 12 heads of 128"):format(dtype, tokens), dtype = dtype,
+      flop = 4 * tokens * tokens * 1536, bytes = 4 * size * tokens * 1536, setup = function()
+        local qkv = {}
+        for i = 1, 3 do qkv[i] = T.noise({ 1, tokens, 12, 128 }, { seed = i }):to(dtype) end
+        return function() T.attention(qkv[1], qkv[2], qkv[3]):free() end
+      end }
+  end
+end
+part { name = "conv3d bf16 3x3x3 96 channels, 4x128x128", dtype = "bf16", flop = 2 * 4 * 128 * 128 * 96 * 96 * 27,
+  bytes = 2 * 2 * 4 * 128 * 128 * 96, setup = function()
+    local layer = nn.conv(T.noise({ 96, 96, 3, 3, 3 }, { seed = 1 }), T.zeros { 96 }, { pad = 1, causal = true,
+      compute = "bf16" })
+    local x = T.noise({ 1, 4, 128, 128, 96 }, { seed = 2 }):to "bf16"
+    return function() layer(x):free() end
+  end }
+part { name = "layer_norm f32 -> bf16 with scale and shift, 5120x1536", bytes = 6 * 5120 * 1536, setup = function()
+  local x, v = T.noise({ 1, 5120, 1536 }, { seed = 1 }), T.noise({ 1, 1, 1536 }, { seed = 2 })
+  return function() x:layer_norm({ scale = v, shift = v, dtype = "bf16" }):free() end
+end }
+part { name = "rms_norm bf16, 5120x1536", bytes = 4 * 5120 * 1536, setup = function()
+  local x, v = T.noise({ 1, 5120, 1536 }, { seed = 1 }):to "bf16", T.noise({ 1536 }, { seed = 2 })
+  return function() x:rms_norm({ weight = v }):free() end
+end }
+part { name = "rope bf16, 5120 tokens, 12 heads of 128", bytes = 4 * 5120 * 1536, setup = function()
+  local x, v = T.noise({ 1, 5120, 12, 128 }, { seed = 1 }):to "bf16", T.noise({ 5120, 64 }, { seed = 2 })
+  return function() x:rope(v, v):free() end
+end }
+part { name = "gated residual f32 += bf16, 5120x1536", bytes = 10 * 5120 * 1536, setup = function()
+  local y, x = T.noise({ 1, 5120, 1536 }, { seed = 1 }), T.noise({ 1, 5120, 1536 }, { seed = 2 }):to "bf16"
+  local gate = T.noise({ 1, 1, 1536 }, { seed = 3 })
+  return function() y:add_(x, 1, gate) end
+end }
+part { name = "sampler step, 3 terms, 16x21x60x104", bytes = 4 * 4 * 16 * 21 * 60 * 104, setup = function()
+  local x = {}
+  for i = 1, 3 do x[i] = T.noise({ 1, 16, 21, 60, 104 }, { seed = i }) end
+  return function() T.lincomb({ 0.5, x[1], 0.3, x[2], 0.2, x[3] }):free() end
+end }
+part { name = "starter film, 17 frames, 20 steps, guidance", film = true, setup = function()
+  local melies = require "melies"
+  local path = os.tmpname()
+  os.remove(path)
+  return function()
+    local frames, message = melies.run("text_to_video", { prompt = "a big red ball rolls over the grass",
+      steps = 20, seed = 1,
+      output = path .. ".mp4", quiet = true })
+    if not frames then error(message, 0) end
+    os.remove(path .. ".mp4")
+  end
+end }
+
+-- ---- running ---------------------------------------------------------------------------------------
+
+local option_names = { filter = true, rounds = true, json = true, compare = true }
+
+-- bench.run{ filter=, rounds=5, json=path, compare=path }: measures, prints a table to stdout, returns it.
+function bench.run(options)
+  options = options or {}
+  lib.check_options("bench", options, option_names)
+  local rounds = options.rounds or 5
+  local before
+  if options.compare then
+    local json = require "melies.json"
+    local data, message = json.read(options.compare)
+    if not data then return nil, message end
+    before = {}
+    for _, row in ipairs(data.parts) do before[row.name] = row.seconds end
+  end
+  local probes = { bf16 = peak_probe "bf16", f32 = peak_probe "f32", bandwidth = bandwidth_probe() }
+  local peaks, best = {}, {}
+  for name, probe in pairs(probes) do
+    local seen = {}
+    for i = 1, 2 * rounds do seen[i] = probe() end
+    table.sort(seen)
+    peaks[name], best[name] = median(seen), seen[#seen]
+  end
+  local out = { threads = C.mel_threads(), peaks = peaks, parts = {} }
+  print(require("ffi").string(C.mel_cpu_name()))
+  print(("%d threads; peak (median, best): bf16 %.0f %.0f GFLOP/s, f32 %.0f %.0f GFLOP/s,
+    memory %.1f %.1f GB/s"):format(
+    out.threads, peaks.bf16, best.bf16, peaks.f32, best.f32, peaks.bandwidth, best.bandwidth))
+  print(("%-54s %10s %9s %8s %8s %9s%s"):format("part", "ms", "GFLOP/s", "of peak", "GB/s", "peak MiB",
+    before and "  before" or ""))
+  for _, p in ipairs(parts) do
+    if not options.filter or p.name:find(options.filter, 1, true) then
+      collectgarbage()
+      collectgarbage()
+      local run = p.setup()
+      run()
+      C.mel_mem_reset_peak()
+      local live = tonumber(C.mel_mem_live())
+      local times, ratios = {}, {}
+      for i = 1, p.film and 3 or rounds do
+        local reference = p.flop and probes[p.dtype]() or p.bytes and probes.bandwidth()
+        times[i] = seconds(run)
+        if p.flop then ratios[i] = p.flop / times[i] / 1e9 / reference
+        elseif p.bytes then ratios[i] = p.bytes / times[i] / 1e9 / reference end
+      end
+      local s = median(times)
+      local row = { name = p.name, seconds = s, gflops = p.flop and p.flop / s / 1e9,
+        gbs = p.bytes and p.bytes / s / 1e9,
+        of_peak = #ratios > 0 and median(ratios) or nil, memory = tonumber(C.mel_mem_peak()) - live,
+        bound = p.flop and "arithmetic" or p.bytes and "memory" or nil,
+        floor = math.max(p.flop and p.flop / peaks[p.dtype] / 1e9 or 0,
+          p.bytes and p.bytes / peaks.bandwidth / 1e9 or 0) }
+      out.parts[#out.parts + 1] = row
+      local function cell(format, value) return value and format:format(value) or "" end
+      print(("%-54s %10.2f %9s %8s %8s %9.0f%s"):format(p.name, s * 1e3, cell("%.0f", row.gflops),
+        cell("%.0f%%", row.of_peak and row.of_peak * 100),
+        cell("%.1f", row.gbs), row.memory / 2 ^ 20,
+          before and before[p.name] and ("  %.2fx"):format(before[p.name] / s) or ""))
+    end
+  end
+  if options.json then
+    local ok, message = require("melies.json").write(options.json, out)
+    if not ok then return nil, message end
+  end
+  return out
+end
+
+-- melies bench [NAME] [--rounds N] [--json FILE] [--compare FILE]: an exit code, and a message where it failed.
+function bench.main(words)
+  local options, i = {}, 1
+  while i <= #words do
+    local name = words[i]:match("^%-%-(.+)$")
+    if name then
+      if not option_names[name] then return 2, ("bench: unknown option '--%s'%s"):format(name,
+        lib.suggest(name, option_names)) end
+      i = i + 1
+      if not words[i] then return 2, ("bench: --%s needs a value"):format(name) end
+      options[name] = words[i]
+    elseif options.filter then
+      return 2, "bench: one name is taken, '" .. words[i] .. "' is the second"
+    else
+      options.filter = words[i]
+    end
+    i = i + 1
+  end
+  if options.rounds then
+    options.rounds = tonumber(options.rounds)
+    if not options.rounds or options.rounds < 1 or options.rounds % 1 ~= 0 then return 2,
+      "bench: --rounds is a count from 1" end
+  end
+  local result, message = bench.run(options)
+  if not result then return 1, message end
+  return 0
+end
+
+return bench
