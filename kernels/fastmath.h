@@ -7,7 +7,7 @@
 #include <stdint.h>
 
 static inline float exp_fast(float x) {
-    float z = x > 88.72f ? 88.72f : x;
+    float z = x > 88.7228317f ? 88.7228317f : x; // the last with a finite result
     z = z < -87.33f ? -87.33f : z;
     float k = __builtin_rintf(z * 1.44269504088896341f);
     float r = z - k * 0.693359375f + k * 2.12194440e-4f; // Cody-Waite
@@ -21,12 +21,12 @@ static inline float exp_fast(float x) {
     p = p * r * r + r + 1.0f;
     int32_t half = (int32_t)k >> 1; // 2^k in two factors: k = 128 alone has no float
     union {
-        int32_t i;
+        uint32_t i;
         float f;
-    } a = {(half + 127) << 23}, b = {((int32_t)k - half + 127) << 23};
+    } a = {(uint32_t)(half + 127) << 23}, b = {(uint32_t)((int32_t)k - half + 127) << 23};
     float e = p * a.f * b.f;
     e = x < -87.33f ? 0.0f : e;
-    return x > 88.72f ? INFINITY : e;
+    return x > 88.7228317f ? INFINITY : e;
 }
 
 // Rational minimax on [-7.905, 7.905].
