@@ -72,6 +72,22 @@ for name, entry in pairs(autoencoders) do
   end)
 end
 
+t.test("a stream's memory does not grow with its length", function()
+  for _, name in ipairs { "taehv", "wan_vae", "linear_blocks" } do
+    local entry = autoencoders[name]
+    local net = entry[2]("f32")
+    local stream, latent = net:decoder(), noise { entry[1], 1, 4, 4 }
+    local function live_after(pushes)
+      for _ = 1, pushes do stream:push(latent) end
+      collectgarbage()
+      collectgarbage()
+      return melies.memory().live
+    end
+    local early = live_after(3)
+    t.eq(live_after(9), early, name)
+  end
+end)
+
 t.test("clips off the grid are refused with the lengths that fit", function()
   local vae = autoencoders.wan_vae[2]("f32")
   t.raises(function() vae:encode(T.zeros { 7, 16, 16, 3 }) end, "7 frames cannot be encoded: wanted 1 + 4k (5 or 9)")

@@ -277,7 +277,12 @@ function Net:forward(latent, t, context)
   self:note("patch_embedding_out", x)
   if latent.shape[1] < batch then x = x:expand { batch, x.shape[2], self.dim }:clone() end
   local cos, sin = self:rope(frames, rows, columns)
-  for i = 1, #self.blocks do self:run_block(i, x, e0, context, cos, sin) end
+  -- The collector lets garbage grow by half of all that is alive, weights included: large blocks collect at their end.
+  local large = batch * x.shape[2] * self.ffn > 2 ^ 24
+  for i = 1, #self.blocks do
+    self:run_block(i, x, e0, context, cos, sin)
+    if large then collectgarbage() end
+  end
   self:note("last_block_out", x)
 
   local m = modulation(self.head_modulation, e:reshape(batch, 1, self.dim))
@@ -359,6 +364,7 @@ local function load(weights, config, options)
   local layers = agree({ "layers", "num_layers" }, r:count("blocks.%d.modulation"), "the file")
   if layers == 0 then r:shape("blocks.0.modulation") end
   local ffn = agree({ "ffn", "ffn_dim" }, r:shape("blocks.0.ffn.0.weight")[1], "blocks.0.ffn.0.weight")
+  net.ffn = ffn
   for i = 1, layers do net.blocks[i] = load_block(r, i - 1, net, ffn) end
 
   local head = r:shape("head.head.weight")
