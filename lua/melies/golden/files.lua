@@ -26,7 +26,8 @@ local function compare_tensors(fixture, file, expected)
       fixture:close(name, got, want)
       local said = (fixture.json.tensors or {})[name]
       if said and shape_text(said.shape) ~= shape_text(file:shape(name)) then
-        fixture:ok(name .. " shape", false, ("%s, wanted %s"):format(shape_text(file:shape(name)), shape_text(said.shape)))
+        local found = shape_text(file:shape(name))
+        fixture:ok(name .. " shape", false, ("%s, wanted %s"):format(found, shape_text(said.shape)))
       end
     end
   end

@@ -37,7 +37,7 @@ local function run(fixture)
     tokenizer, message = melies.tokenizer.load(fixture:path(json.model_file))
   end
   if not tokenizer then error(message, 0) end
-  local function is_list(value) return type(value) == "table" end
+  local function is_list(value) return type(value) == "table" and value ~= melies.json.null end
   local function is_string(value) return type(value) == "string" end
   rows(fixture, "ids", function(row) return text_of(tokenizer:encode(row.text)) end,
     function(row) return is_list(row.ids) and text_of(row.ids) or nil end)
@@ -45,13 +45,27 @@ local function run(fixture)
     function(row) return is_string(row.normalized) and row.normalized or nil end)
   rows(fixture, "decoded", function(row) return tokenizer:decode(row.ids) end,
     function(row) return is_string(row.decoded) and row.decoded or nil end)
-  local function pieces(row)
-    local out = {}
-    for i, id in ipairs(tokenizer:encode(row.text)) do out[i] = tokenizer:piece(id) end
-    return table.concat(out, " ")
+  rows(fixture, "ids with the end mark", function(row) return text_of(tokenizer:encode(row.text, { eos = true })) end,
+    function(row) return is_list(row.ids_with_eos) and text_of(row.ids_with_eos) or nil end)
+  -- CLIP's layout: begin, ids, end, zeros up to 77; what is too long is cut before the end mark.
+  rows(fixture, "ids in 77 places", function(row)
+    return text_of(tokenizer:encode(row.text, { bos = true, eos = true, length = 77, pad = 0 }))
+  end, function(row) return is_list(row.context77) and #row.context77 > 0 and text_of(row.context77) or nil end)
+  -- An unknown piece is stored as the text that it covers.
+  local function spelled(wanted)
+    return function(row)
+      local out = {}
+      for i, id in ipairs(tokenizer:encode(row.text)) do
+        out[i] = id == tokenizer.unk and row[wanted][i] or tokenizer:piece(id)
+      end
+      return table.concat(out, " ")
+    end
   end
-  rows(fixture, "pieces", pieces, function(row) return is_list(row.pieces) and table.concat(row.pieces, " ") or nil end)
-  rows(fixture, "tokens", pieces, function(row) return is_list(row.tokens) and table.concat(row.tokens, " ") or nil end)
+  for _, field in ipairs { "pieces", "tokens" } do
+    rows(fixture, field, spelled(field), function(row)
+      return is_list(row[field]) and table.concat(row[field], " ") or nil
+    end)
+  end
 end
 
 return {
