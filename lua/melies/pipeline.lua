@@ -51,16 +51,6 @@ function M.find(name)
   return nil, ("no model '%s': no %s/config.json here or in %s"):format(name, name, table.concat(searched, ", "))
 end
 
-local function read_json(path)
-  local f, message = io.open(path, "rb")
-  if not f then return nil, message end
-  local text = f:read("*a")
-  f:close()
-  local value, why = json.decode(text)
-  if type(value) ~= "table" then return nil, ("%s: %s"):format(path, why or "it should hold an object") end
-  return value
-end
-
 -- ---- parts -----------------------------------------------------------------------------------------
 
 -- Which file of models/ reads a part: by a word of its `layout`, else by the tensors that it has.
@@ -102,6 +92,15 @@ local function load_parts(model, folder, config)
     if not ok then return nil, ("%s: %s: %s"):format(folder, part, tostring(net)) end
     model[part] = net
   end
+  for _, pair in ipairs {
+    { "dit", model.dit.out_channels, "autoencoder", model.autoencoder.latent_channels, "latent channels" },
+    { "text_encoder", model.text_encoder.dim, "dit", model.dit.text_dim, "values a row of text" },
+  } do
+    if pair[2] and pair[4] and pair[2] ~= pair[4] then
+      return nil, ("%s: the parts do not fit: %s gives %d %s, %s takes %d"):format(folder, pair[1], pair[2], pair[5],
+        pair[3], pair[4])
+    end
+  end
   local file = folder .. "/" .. (config.text_encoder.tokenizer or "spiece.model")
   local tokenizer, message = require("melies.tokenizer").load(file)
   if not tokenizer then return nil, message end
@@ -129,8 +128,8 @@ function M.load(name)
   local key = folder .. ":" .. require("melies").compute()
   if cache[key] then return cache[key] end
   local config
-  config, message = read_json(folder .. "/config.json")
-  if not config then return nil, message end
+  config, message = json.read(folder .. "/config.json")
+  if type(config) ~= "table" then return nil, message or folder .. "/config.json: it should hold an object" end
   local model = setmetatable({ name = folder:match("([^/]+)$"), folder = folder, config = config }, Model)
   local ok
   ok, message = load_parts(model, folder, config)
