@@ -135,9 +135,8 @@ function bench.run(options)
   end
   local out = { threads = C.mel_threads(), peaks = peaks, parts = {} }
   print(require("ffi").string(C.mel_cpu_name()))
-  print(("%d threads; peak (median, best): bf16 %.0f %.0f GFLOP/s, f32 %.0f %.0f GFLOP/s,
-    memory %.1f %.1f GB/s"):format(
-    out.threads, peaks.bf16, best.bf16, peaks.f32, best.f32, peaks.bandwidth, best.bandwidth))
+  local head = "%d threads; peak (median, best): bf16 %.0f %.0f GFLOP/s, f32 %.0f %.0f GFLOP/s, memory %.1f %.1f GB/s"
+  print(head:format(out.threads, peaks.bf16, best.bf16, peaks.f32, best.f32, peaks.bandwidth, best.bandwidth))
   print(("%-54s %10s %9s %8s %8s %9s%s"):format("part", "ms", "GFLOP/s", "of peak", "GB/s", "peak MiB",
     before and "  before" or ""))
   for _, p in ipairs(parts) do

@@ -508,15 +508,16 @@ end
 -- pixel_shuffle(x [N, H, W, C*r*r], r) -> [N, H*r, W*r, C] with the channel slowest inside C*r*r, as PyTorch's; and back.
 function tensor.pixel_shuffle(x, r)
   local n, h, w, c = unpack(x.shape)
-  if x.ndim ~= 4 or c % (r * r) ~= 0 then error(("pixel_shuffle: %s does not divide by %d^2"):format(x:shape_text(),
-    r), 2) end
+  if x.ndim ~= 4 or c % (r * r) ~= 0 then
+    error(("pixel_shuffle: %s does not divide by %d^2"):format(x:shape_text(), r), 2)
+  end
   return x:reshape(n, h, w, c / (r * r), r, r):permute(1, 2, 5, 3, 6, 4):reshape(n, h * r, w * r, c / (r * r))
 end
 function tensor.pixel_unshuffle(x, r)
   local n, h, w, c = unpack(x.shape)
-
-
-           if x.ndim ~= 4 or h % r ~= 0 or w % r ~= 0 then error(("pixel_unshuffle: %s does not divide by %d"):format(x:shape_text(), r), 2) end
+  if x.ndim ~= 4 or h % r ~= 0 or w % r ~= 0 then
+    error(("pixel_unshuffle: %s does not divide by %d"):format(x:shape_text(), r), 2)
+  end
   return x:reshape(n, h / r, r, w / r, r, c):permute(1, 2, 4, 6, 3, 5):reshape(n, h / r, w / r, c * r * r)
 end
 
