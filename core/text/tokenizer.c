@@ -99,15 +99,18 @@ static mel_status load_spm(mel_tokenizer *t, const char *data, size_t size, mel_
     return mel_spm_load(t, t->bytes, size, err);
 }
 
-// '{' (0x7B) behind optional white space starts JSON. As the tag of a protocol buffer it would be field 15 with a
-// group, which no sentencepiece model has.
+// An object with a member, or an empty one. White space alone would not tell: a sentencepiece model begins with
+// 0x0A, and the next bytes are lengths.
 static bool looks_like_json(const char *data, size_t size) {
-    for (size_t i = 0; i < size; i++)
-        if (!strchr(" \t\r\n", data[i]))
-            return data[i] == '{' || data[i] == '[';
-        else if (!data[i])
-            return false;
-    return false;
+    char first = 0;
+    for (size_t i = 0; i < size; i++) {
+        char c = data[i];
+        if (c == ' ' || c == '\t' || c == '\r' || c == '\n') continue;
+        if (first) return c == '"' || c == '}';
+        if (c != '{') return false;
+        first = c;
+    }
+    return first != 0;
 }
 
 mel_status mel_tokenizer_load_memory(const char *name, const void *data, size_t size_bytes, const void *merges,
