@@ -199,7 +199,8 @@ commands.run = { "run RECIPE [--NAME VALUE...]", "run a recipe: a name (melies l
     if values.output then
       out(values.output)
     elseif require("melies.show").is_tensor(result) then
-      require "melies.show"(result)
+      local show = require "melies.show"
+      if not pcall(show, result) then out(show.describe(result)) end -- not frames
       log.say("melies: not saved; -o FILE says where to")
     end
     return OK

@@ -241,7 +241,7 @@ function show.protocol()
     known = "kitty"
   else
     -- device attributes: 4 among them means sixel
-    local answer = term.query("\27[c", "\27%[%?([%d;]*)c", 150)
+    local answer = term.query("\27[c", "\27%[%?([%d;]*)c", 500)
     known = answer and (";" .. answer .. ";"):find(";4;", 1, true) and "sixel" or "blocks"
   end
   return known
