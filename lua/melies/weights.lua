@@ -64,7 +64,7 @@ function Source:shape(name)
   return s.shape(key)
 end
 
--- f:dtype(name): the type as stored, in lower case: "f32", "bf16", "f8_e4m3", "q4_k" ...
+-- f:dtype(name): the type as stored: a dtype's name ("f32", "bf16", "s32" ...) or another one ("f8_e4m3", "q4_k" ...).
 function Source:dtype(name)
   local s, key = find(self, name, 2)
   return s.dtype(key)
@@ -154,16 +154,24 @@ local function read_metadata(handle)
   return out
 end
 
-local function file_source(handle)
-  local fields = {}
-  local function name_of(key) return C.mel_weights_name(handle, key) end
+-- Our names for stored types that have another one.
+local stored_names = { i8 = "s8", i32 = "s32" }
+
+-- path: for messages of views that outlive a closed file.
+local function file_source(open_handle, path)
+  local fields, handle = {}, open_handle
+  local function live()
+    if handle == nil then error(path .. ": these weights are closed", 4) end
+    return handle
+  end
+  local function name_of(key) return C.mel_weights_name(live(), key) end
   function fields.find(name)
-    local key = tonumber(C.mel_weights_find(handle, type(name) == "string" and name or nil))
+    local key = tonumber(C.mel_weights_find(live(), type(name) == "string" and name or nil))
     return key >= 0 and key or nil
   end
   function fields.names()
     local out = {}
-    for i = 1, tonumber(C.mel_weights_count(handle)) do out[i] = ffi.string(name_of(i - 1)) end
+    for i = 1, tonumber(C.mel_weights_count(live())) do out[i] = ffi.string(name_of(i - 1)) end
     return out
   end
   function fields.get(key, code)
@@ -181,11 +189,17 @@ local function file_source(handle)
     for i = 1, C.mel_weights_ndim(handle, key) do out[i] = tonumber(p[i - 1]) end
     return out
   end
-  function fields.dtype(key) return ffi.string(C.mel_weights_stored(handle, key)):lower() end
+  function fields.dtype(key)
+    local name = ffi.string(C.mel_weights_stored(handle, key)):lower()
+    return stored_names[name] or name
+  end
   function fields.bytes(key) return tonumber(C.mel_weights_bytes(handle, key)) end
-  function fields.metadata() return read_metadata(handle) end
-  function fields.hint(which, key) lib.check(C[which](handle, key and name_of(key) or nil, lib.err), 3) end
-  function fields.close() C.mel_weights_close(ffi.gc(handle, nil)) end
+  function fields.metadata() return read_metadata(live()) end
+  function fields.hint(which, key) lib.check(C[which](live(), key and name_of(key) or nil, lib.err), 3) end
+  function fields.close()
+    C.mel_weights_close(ffi.gc(live(), nil))
+    handle = nil
+  end
   return fields
 end
 
@@ -197,7 +211,7 @@ function weights.open(path)
   local ok, message, status = lib.try(C.mel_weights_open, path, box)
   if not ok then return nil, message, status end
   local handle = ffi.gc(box[0], C.mel_weights_close)
-  return source(file_source(handle), path, ffi.string(C.mel_weights_format(handle)))
+  return source(file_source(handle, path), path, ffi.string(C.mel_weights_format(handle)))
 end
 
 -- ---- tables --------------------------------------------------------------------------------------------
@@ -247,7 +261,7 @@ function weights.from_table(tensors, metadata)
   end
   function fields.metadata() return metadata or {} end
   function fields.hint() end
-  function fields.close() held = {} end
+  function fields.close() end
   return source(fields, "weights in memory", "table")
 end
 

@@ -224,6 +224,11 @@ static void refuse(const char *base, const char *why) {
     CHECK((s == MEL_EFORMAT || s == MEL_EUNSUPPORTED) && !w);
     CHECK(reason && one_line(err.message));
     CHECK(mel_mem_peak() - live < 1 << 20 && mel_mem_live() == live);
+    size_t size; // once more from a block of its exact size, where a sanitizer sees each read
+    char *data = get_file(path, &size);
+    uint8_t *exact = data ? realloc(data, size ? size : 1) : NULL;
+    CHECK(exact && !weights_target(exact, size, base));
+    free(exact);
     printf("     %s (%s)%s\n", base, why, reason ? reason + strlen(base) : err.message);
     mel_weights_close(w);
 }
