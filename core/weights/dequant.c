@@ -23,7 +23,7 @@ static float f16(const uint8_t *p) {
 }
 
 // ---- blocks of 32 ---------------------------------------------------------------------------------------
-void dequant_q4_0(const uint8_t *src, void *dst, int64_t count) { // f16 d; 16 bytes of low and high nibbles
+void mel_dequant_q4_0(const uint8_t *src, void *dst, int64_t count) { // f16 d; 16 bytes of low and high nibbles
     float *y = dst;
     for (; count > 0; count -= 32, src += 18, y += 32) {
         float d = f16(src);
@@ -34,7 +34,7 @@ void dequant_q4_0(const uint8_t *src, void *dst, int64_t count) { // f16 d; 16 b
     }
 }
 
-void dequant_q4_1(const uint8_t *src, void *dst, int64_t count) { // f16 d, m; 16 bytes
+void mel_dequant_q4_1(const uint8_t *src, void *dst, int64_t count) { // f16 d, m; 16 bytes
     float *y = dst;
     for (; count > 0; count -= 32, src += 20, y += 32) {
         float d = f16(src), m = f16(src + 2);
@@ -45,7 +45,7 @@ void dequant_q4_1(const uint8_t *src, void *dst, int64_t count) { // f16 d, m; 1
     }
 }
 
-void dequant_q5_0(const uint8_t *src, void *dst, int64_t count) { // f16 d; 32 fifth bits; 16 bytes
+void mel_dequant_q5_0(const uint8_t *src, void *dst, int64_t count) { // f16 d; 32 fifth bits; 16 bytes
     float *y = dst;
     for (; count > 0; count -= 32, src += 22, y += 32) {
         float d = f16(src);
@@ -59,7 +59,7 @@ void dequant_q5_0(const uint8_t *src, void *dst, int64_t count) { // f16 d; 32 f
     }
 }
 
-void dequant_q5_1(const uint8_t *src, void *dst, int64_t count) { // f16 d, m; 32 fifth bits; 16 bytes
+void mel_dequant_q5_1(const uint8_t *src, void *dst, int64_t count) { // f16 d, m; 32 fifth bits; 16 bytes
     float *y = dst;
     for (; count > 0; count -= 32, src += 24, y += 32) {
         float d = f16(src), m = f16(src + 2);
@@ -73,7 +73,7 @@ void dequant_q5_1(const uint8_t *src, void *dst, int64_t count) { // f16 d, m; 3
     }
 }
 
-void dequant_q8_0(const uint8_t *src, void *dst, int64_t count) { // f16 d; 32 signed bytes
+void mel_dequant_q8_0(const uint8_t *src, void *dst, int64_t count) { // f16 d; 32 signed bytes
     float *y = dst;
     for (; count > 0; count -= 32, src += 34, y += 32) {
         float d = f16(src);
@@ -83,7 +83,7 @@ void dequant_q8_0(const uint8_t *src, void *dst, int64_t count) { // f16 d; 32 s
 }
 
 // ---- blocks of 256 --------------------------------------------------------------------------------------
-void dequant_q2_k(const uint8_t *src, void *dst, int64_t count) { // 16 scale|min nibbles; 64 bytes; f16 d, dmin
+void mel_dequant_q2_k(const uint8_t *src, void *dst, int64_t count) { // 16 scale|min nibbles; 64 bytes; f16 d, dmin
     float *y = dst;
     for (; count > 0; count -= 256, src += 84) {
         const uint8_t *scales = src, *q = src + 16;
@@ -101,7 +101,7 @@ void dequant_q2_k(const uint8_t *src, void *dst, int64_t count) { // 16 scale|mi
 }
 
 // 32 bytes of third bits; 64 bytes of low pairs; 16 scales of 6 bits in 12 bytes; f16 d
-void dequant_q3_k(const uint8_t *src, void *dst, int64_t count) {
+void mel_dequant_q3_k(const uint8_t *src, void *dst, int64_t count) {
     float *y = dst;
     for (; count > 0; count -= 256, src += 110) {
         const uint8_t *high = src, *q = src + 32, *packed = src + 96;
@@ -135,7 +135,7 @@ static void scale_min(int j, const uint8_t *q, float *scale, float *min) {
     }
 }
 
-void dequant_q4_k(const uint8_t *src, void *dst, int64_t count) { // f16 d, dmin; 12 bytes of scales; 128 bytes
+void mel_dequant_q4_k(const uint8_t *src, void *dst, int64_t count) { // f16 d, dmin; 12 bytes of scales; 128 bytes
     float *y = dst;
     for (; count > 0; count -= 256, src += 144) {
         const uint8_t *q = src + 16;
@@ -152,7 +152,7 @@ void dequant_q4_k(const uint8_t *src, void *dst, int64_t count) { // f16 d, dmin
 }
 
 // f16 d, dmin; 12 bytes of scales; 32 bytes of fifth bits; 128 bytes
-void dequant_q5_k(const uint8_t *src, void *dst, int64_t count) {
+void mel_dequant_q5_k(const uint8_t *src, void *dst, int64_t count) {
     float *y = dst;
     for (; count > 0; count -= 256, src += 176) {
         const uint8_t *fifth = src + 16, *q = src + 48;
@@ -171,7 +171,7 @@ void dequant_q5_k(const uint8_t *src, void *dst, int64_t count) {
 }
 
 // 128 bytes of low nibbles; 64 bytes of high pairs; 16 signed scales; f16 d
-void dequant_q6_k(const uint8_t *src, void *dst, int64_t count) {
+void mel_dequant_q6_k(const uint8_t *src, void *dst, int64_t count) {
     float *y = dst;
     for (; count > 0; count -= 256, src += 210) {
         const uint8_t *low = src, *high = src + 128;

@@ -14,12 +14,12 @@ typedef struct arena {
     struct arena_chunk *chunks;
 } arena;
 
-void *arena_alloc(arena *a, size_t size_bytes, mel_error *err); // 16-byte aligned, zeroed
-char *arena_text(arena *a, const char *text, size_t length, mel_error *err);
-void arena_free(arena *a);
+void *mel_arena_alloc(arena *a, size_t size_bytes, mel_error *err); // 16-byte aligned, zeroed
+char *mel_arena_text(arena *a, const char *text, size_t length, mel_error *err);
+void mel_arena_free(arena *a);
 
 // Makes room for one more of *items (mel_alloc, doubling). false: no memory, *err is set.
-bool grow(void **items, int64_t count, int64_t *capacity, size_t item_bytes, mel_error *err);
+bool mel_grow(void **items, int64_t count, int64_t *capacity, size_t item_bytes, mel_error *err);
 
 // ---- a file's bytes, counted by the handle and by the tensors that are views of it --------------
 typedef struct mapping {
@@ -30,9 +30,9 @@ typedef struct mapping {
     char path[]; // for messages
 } mapping;
 
-mel_status mapping_open(const char *path, mapping **out, mel_error *err);
-mel_status mapping_borrow(const void *data, size_t size, const char *name, mapping **out, mel_error *err);
-void mapping_unref(void *m);
+mel_status mel_mapping_open(const char *path, mapping **out, mel_error *err);
+mel_status mel_mapping_borrow(const void *data, size_t size, const char *name, mapping **out, mel_error *err);
+void mel_mapping_unref(void *m);
 
 // ---- element types as stored -----------------------------------------------------------------------
 typedef struct stored_type {
@@ -45,22 +45,22 @@ typedef struct stored_type {
     void (*convert)(const uint8_t *src, void *dst, int64_t count);
 } stored_type;
 
-const stored_type *stored_by_name(const char *name);
+const stored_type *mel_stored_by_name(const char *name);
 // NULL for a number that is unknown; then *why is "removed from the format", "not known here" ...
-const stored_type *stored_by_gguf(uint32_t number, const char **why);
-const stored_type *stored_of_dtype(mel_dtype dtype);
+const stored_type *mel_stored_by_gguf(uint32_t number, const char **why);
+const stored_type *mel_stored_of_dtype(mel_dtype dtype);
 
 // dequant.c: ggml's reference arithmetic.
-void dequant_q4_0(const uint8_t *src, void *dst, int64_t count);
-void dequant_q4_1(const uint8_t *src, void *dst, int64_t count);
-void dequant_q5_0(const uint8_t *src, void *dst, int64_t count);
-void dequant_q5_1(const uint8_t *src, void *dst, int64_t count);
-void dequant_q8_0(const uint8_t *src, void *dst, int64_t count);
-void dequant_q2_k(const uint8_t *src, void *dst, int64_t count);
-void dequant_q3_k(const uint8_t *src, void *dst, int64_t count);
-void dequant_q4_k(const uint8_t *src, void *dst, int64_t count);
-void dequant_q5_k(const uint8_t *src, void *dst, int64_t count);
-void dequant_q6_k(const uint8_t *src, void *dst, int64_t count);
+void mel_dequant_q4_0(const uint8_t *src, void *dst, int64_t count);
+void mel_dequant_q4_1(const uint8_t *src, void *dst, int64_t count);
+void mel_dequant_q5_0(const uint8_t *src, void *dst, int64_t count);
+void mel_dequant_q5_1(const uint8_t *src, void *dst, int64_t count);
+void mel_dequant_q8_0(const uint8_t *src, void *dst, int64_t count);
+void mel_dequant_q2_k(const uint8_t *src, void *dst, int64_t count);
+void mel_dequant_q3_k(const uint8_t *src, void *dst, int64_t count);
+void mel_dequant_q4_k(const uint8_t *src, void *dst, int64_t count);
+void mel_dequant_q5_k(const uint8_t *src, void *dst, int64_t count);
+void mel_dequant_q6_k(const uint8_t *src, void *dst, int64_t count);
 
 // ---- the handle --------------------------------------------------------------------------------------
 typedef struct entry {
@@ -96,24 +96,24 @@ struct mel_weights {
 };
 
 // Each fills w from m (already in w->maps). Entries may come in any order; names are checked for repeats afterwards.
-mel_status read_safetensors(mel_weights *w, const mapping *m, mel_error *err);
-mel_status read_index(mel_weights *w, const mapping *m, mel_error *err);
-mel_status read_gguf(mel_weights *w, const mapping *m, mel_error *err);
-mel_status read_pth(mel_weights *w, const mapping *m, mel_error *err);
+mel_status mel_read_safetensors(mel_weights *w, const mapping *m, mel_error *err);
+mel_status mel_read_index(mel_weights *w, const mapping *m, mel_error *err);
+mel_status mel_read_gguf(mel_weights *w, const mapping *m, mel_error *err);
+mel_status mel_read_pth(mel_weights *w, const mapping *m, mel_error *err);
 
-mel_status weights_map(mel_weights *w, mapping *m, mel_error *err); // takes over the reference, also on failure
-mel_status weights_add(mel_weights *w, const entry *e, mel_error *err);
-mel_status weights_add_meta(mel_weights *w, const meta *m, mel_error *err);
-mel_status weights_sort(mel_weights *w, mel_error *err);      // by name; MEL_EFORMAT: a repeated one
-mel_status weights_sort_meta(mel_weights *w, mel_error *err); // by key, likewise
+mel_status mel_weights_map(mel_weights *w, mapping *m, mel_error *err); // takes over the reference, also on failure
+mel_status mel_weights_add(mel_weights *w, const entry *e, mel_error *err);
+mel_status mel_weights_add_meta(mel_weights *w, const meta *m, mel_error *err);
+mel_status mel_weights_sort(mel_weights *w, mel_error *err);      // by name; MEL_EFORMAT: a repeated one
+mel_status mel_weights_sort_meta(mel_weights *w, mel_error *err); // by key, likewise
 
 // Product of the dimensions and bytes of that many elements of type; false: negative, overflow, or a rest of a block.
-bool dense_size(const stored_type *type, int ndim, const int64_t *shape, int64_t *count, int64_t *bytes);
+bool mel_dense_size(const stored_type *type, int ndim, const int64_t *shape, int64_t *count, int64_t *bytes);
 
 // A name from a file for a one-line message: control bytes become \xNN, long ones are cut. Returns buffer.
 enum {
     SHOWN = 120
 };
-const char *shown(char buffer[SHOWN], const char *text, size_t length);
+const char *mel_shown(char buffer[SHOWN], const char *text, size_t length);
 
 #endif

@@ -57,7 +57,7 @@ static mel_status take_name(mel_weights *w, cursor *c, const char **name, const 
     if (s != MEL_OK) return s;
     if (length == 0) return REFUSE("%s: %s is empty", c->m->path, what);
     if (memchr(text, 0, length)) return REFUSE("%s: %s holds a zero byte", c->m->path, what);
-    *name = arena_text(&w->arena, text, length, err);
+    *name = mel_arena_text(&w->arena, text, length, err);
     return *name ? MEL_OK : MEL_ENOMEM;
 }
 
@@ -69,7 +69,7 @@ static size_t value_size(uint32_t type) {
 
 static mel_status take_strings(mel_weights *w, cursor *c, meta *one, const char *what, mel_error *err) {
     size_t start = c->at;
-    int64_t *positions = arena_alloc(&w->arena, (size_t)one->length * sizeof *positions, err);
+    int64_t *positions = mel_arena_alloc(&w->arena, (size_t)one->length * sizeof *positions, err);
     if (!positions) return MEL_ENOMEM;
     one->bytes = c->m->data + start;
     one->positions = positions;
@@ -131,12 +131,12 @@ static mel_status take_pairs(mel_weights *w, cursor *c, uint64_t count, mel_erro
         snprintf(what, sizeof what, "metadata key %llu", (unsigned long long)i);
         mel_status s = take_name(w, c, &one.key, what, err);
         if (s != MEL_OK) return s;
-        snprintf(what, sizeof what, "metadata '%s'", shown(buffer, one.key, strlen(one.key)));
+        snprintf(what, sizeof what, "metadata '%s'", mel_shown(buffer, one.key, strlen(one.key)));
         s = take_value(w, c, &one, what, err);
-        if (s == MEL_OK) s = weights_add_meta(w, &one, err);
+        if (s == MEL_OK) s = mel_weights_add_meta(w, &one, err);
         if (s != MEL_OK) return s;
     }
-    return weights_sort_meta(w, err);
+    return mel_weights_sort_meta(w, err);
 }
 
 static mel_status read_alignment(mel_weights *w, uint64_t *out, mel_error *err) {
@@ -185,7 +185,7 @@ static mel_status take_tensor(mel_weights *w, cursor *c, uint64_t number, uint64
     snprintf(what, sizeof what, "the description of tensor %llu", (unsigned long long)number);
     mel_status s = take_name(w, c, &e.name, what, err);
     if (s != MEL_OK) return s;
-    snprintf(what, sizeof what, "tensor '%s'", shown(buffer, e.name, strlen(e.name)));
+    snprintf(what, sizeof what, "tensor '%s'", mel_shown(buffer, e.name, strlen(e.name)));
 
     uint32_t ndim, type;
     s = take(c, &ndim, sizeof ndim, what, err);
@@ -203,14 +203,14 @@ static mel_status take_tensor(mel_weights *w, cursor *c, uint64_t number, uint64
     uint64_t offset;
     if (s == MEL_OK) s = take(c, &offset, sizeof offset, what, err);
     if (s != MEL_OK) return s;
-    e.type = stored_by_gguf(type, &why);
+    e.type = mel_stored_by_gguf(type, &why);
     if (!e.type) return FAIL(MEL_EUNSUPPORTED, "%s: %s: type %d %s", path, what, (int32_t)type, why);
     int64_t row = e.ndim ? e.shape[e.ndim - 1] : 1, count;
     if (row % e.type->block) {
         return REFUSE("%s: %s: row length %lld is not a multiple of the %d of %s", path, what, (long long)row,
             e.type->block, e.type->name);
     }
-    if (!dense_size(e.type, e.ndim, e.shape, &count, &e.bytes)) {
+    if (!mel_dense_size(e.type, e.ndim, e.shape, &count, &e.bytes)) {
         return REFUSE("%s: %s: the shape's size overflows 64 bits", path, what);
     }
     if (offset % alignment) {
@@ -222,7 +222,7 @@ static mel_status take_tensor(mel_weights *w, cursor *c, uint64_t number, uint64
     }
     e.offset = (int64_t)offset;
     restore_shape(w, &e, count);
-    return weights_add(w, &e, err);
+    return mel_weights_add(w, &e, err);
 }
 
 static int by_offset(const void *a, const void *b) {
@@ -239,7 +239,7 @@ static mel_status place_tensors(mel_weights *w, const mapping *m, uint64_t base,
     int64_t end = 0, room = base <= m->size ? (int64_t)(m->size - base) : 0;
     for (int64_t i = 0; i < w->count; i++) {
         entry *e = &w->entries[i];
-        const char *name = shown(buffer, e->name, strlen(e->name));
+        const char *name = mel_shown(buffer, e->name, strlen(e->name));
         if (e->offset > room || e->bytes > room - e->offset) {
             return REFUSE("%s: tensor '%s': %lld bytes at offset %lld, but the data section has %lld", m->path, name,
                 (long long)e->bytes, (long long)e->offset, (long long)room);
@@ -254,7 +254,7 @@ static mel_status place_tensors(mel_weights *w, const mapping *m, uint64_t base,
     return MEL_OK;
 }
 
-mel_status read_gguf(mel_weights *w, const mapping *m, mel_error *err) {
+mel_status mel_read_gguf(mel_weights *w, const mapping *m, mel_error *err) {
     cursor c = {m, 0};
     char magic[4], buffer[SHOWN];
     uint32_t version;
@@ -263,7 +263,7 @@ mel_status read_gguf(mel_weights *w, const mapping *m, mel_error *err) {
     mel_status s = take(&c, magic, 4, "the magic", err);
     if (s != MEL_OK) return s;
     if (memcmp(magic, "GGUF", 4) != 0) {
-        return REFUSE("%s: magic is '%s', not 'GGUF'", m->path, shown(buffer, magic, 4));
+        return REFUSE("%s: magic is '%s', not 'GGUF'", m->path, mel_shown(buffer, magic, 4));
     }
     s = take(&c, &version, sizeof version, "the version", err);
     if (s != MEL_OK) return s;

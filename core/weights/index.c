@@ -29,13 +29,13 @@ static mel_status list_shards(
     size_t n = 0, distinct = 0, lacking = 0, at = 0;
     const char *key;
     json_t *value;
-    const char **files = arena_alloc(&w->arena, json_object_size(map) * sizeof *files, err);
+    const char **files = mel_arena_alloc(&w->arena, json_object_size(map) * sizeof *files, err);
     if (!files) return MEL_ENOMEM;
     json_object_foreach(map, key, value) {
         const char *file = json_string_value(value);
         if (!file || !*file || strchr(file, '/') || strcmp(file, "..") == 0 || strcmp(file, ".") == 0) {
             return REFUSE("%s: weight_map: '%s' does not name a file in the same folder", m->path,
-                shown(buffer, key, strlen(key)));
+                mel_shown(buffer, key, strlen(key)));
         }
         files[n++] = file;
     }
@@ -48,7 +48,7 @@ static mel_status list_shards(
         if (access(path, F_OK) == 0) continue;
         lacking++;
         int wrote = snprintf(
-            missing + at, sizeof missing - at, "%s%s", at ? ", " : "", shown(buffer, files[i], strlen(files[i])));
+            missing + at, sizeof missing - at, "%s%s", at ? ", " : "", mel_shown(buffer, files[i], strlen(files[i])));
         at += (size_t)wrote < sizeof missing - at ? (size_t)wrote : sizeof missing - 1 - at;
     }
     if (lacking) {
@@ -64,7 +64,7 @@ static mel_status check_map(mel_weights *w, const mapping *m, json_t *map, mel_e
     char buffer[SHOWN];
     const char *key;
     json_t *value;
-    mel_status s = weights_sort(w, err);
+    mel_status s = mel_weights_sort(w, err);
     if (s != MEL_OK) return s;
     for (int64_t i = 0; i < w->count; i++) {
         const entry *e = &w->entries[i];
@@ -72,14 +72,14 @@ static mel_status check_map(mel_weights *w, const mapping *m, json_t *map, mel_e
         const char *slash = strrchr(e->map->path, '/'), *file = slash ? slash + 1 : e->map->path;
         if (!wanted || strcmp(wanted, file) != 0) {
             return REFUSE("%s: weight_map: tensor '%s' stands in %s, %s", m->path,
-                shown(buffer, e->name, strlen(e->name)), file, wanted ? "not where it says" : "but is not listed");
+                mel_shown(buffer, e->name, strlen(e->name)), file, wanted ? "not where it says" : "but is not listed");
         }
     }
     json_object_foreach(map, key, value) {
         if (mel_weights_find(w, key) < 0) {
             char other[SHOWN];
-            return REFUSE("%s: weight_map: tensor '%s' is not in %s", m->path, shown(buffer, key, strlen(key)),
-                shown(other, json_string_value(value), json_string_length(value)));
+            return REFUSE("%s: weight_map: tensor '%s' is not in %s", m->path, mel_shown(buffer, key, strlen(key)),
+                mel_shown(other, json_string_value(value), json_string_length(value)));
         }
     }
     return MEL_OK;
@@ -94,21 +94,21 @@ static mel_status read_metadata(mel_weights *w, json_t *map, mel_error *err) {
         if (json_is_string(value)) {
             one.type = MEL_META_STRING;
             one.text_length = (int64_t)json_string_length(value);
-            one.text = arena_text(&w->arena, json_string_value(value), json_string_length(value), err);
+            one.text = mel_arena_text(&w->arena, json_string_value(value), json_string_length(value), err);
             if (!one.text) return MEL_ENOMEM;
         } else if (json_is_integer(value) || json_is_real(value)) {
             one.type = json_is_integer(value) ? MEL_META_I64 : MEL_META_F64;
             int64_t integer = json_integer_value(value);
             double real = json_real_value(value);
-            uint8_t *bytes = arena_alloc(&w->arena, 8, err);
+            uint8_t *bytes = mel_arena_alloc(&w->arena, 8, err);
             if (!bytes) return MEL_ENOMEM;
             memcpy(bytes, json_is_integer(value) ? (const void *)&integer : (const void *)&real, 8);
             one.bytes = bytes;
         } else {
             continue;
         }
-        one.key = arena_text(&w->arena, key, strlen(key), err);
-        mel_status s = one.key ? weights_add_meta(w, &one, err) : MEL_ENOMEM;
+        one.key = mel_arena_text(&w->arena, key, strlen(key), err);
+        mel_status s = one.key ? mel_weights_add_meta(w, &one, err) : MEL_ENOMEM;
         if (s != MEL_OK) return s;
     }
     return MEL_OK;
@@ -126,9 +126,9 @@ static mel_status read_root(mel_weights *w, const mapping *m, json_t *root, mel_
         char path[MAX_PATH_BYTES];
         mapping *shard;
         shard_path(m, files[i], path);
-        s = mapping_open(path, &shard, err);
-        if (s == MEL_OK) s = weights_map(w, shard, err);
-        if (s == MEL_OK) s = read_safetensors(w, shard, err);
+        s = mel_mapping_open(path, &shard, err);
+        if (s == MEL_OK) s = mel_weights_map(w, shard, err);
+        if (s == MEL_OK) s = mel_read_safetensors(w, shard, err);
         if (s != MEL_OK) return s;
     }
     w->meta_count = 0; // each shard repeats {"format": "pt"}; the index speaks for all
@@ -136,12 +136,12 @@ static mel_status read_root(mel_weights *w, const mapping *m, json_t *root, mel_
     return s == MEL_OK ? check_map(w, m, map, err) : s;
 }
 
-mel_status read_index(mel_weights *w, const mapping *m, mel_error *err) {
+mel_status mel_read_index(mel_weights *w, const mapping *m, mel_error *err) {
     json_error_t why;
     json_t *root = json_loadb((const char *)m->data, m->size, JSON_REJECT_DUPLICATES, &why);
     if (!root) {
         char buffer[SHOWN];
-        return REFUSE("%s: JSON: line %d: %s", m->path, why.line, shown(buffer, why.text, strlen(why.text)));
+        return REFUSE("%s: JSON: line %d: %s", m->path, why.line, mel_shown(buffer, why.text, strlen(why.text)));
     }
     mel_status s = read_root(w, m, root, err);
     w->format = "safetensors index";

@@ -62,7 +62,7 @@ static value *make(machine *p, value_kind kind) {
         mel_fail(p->err, MEL_EUNSUPPORTED, "%s: data.pkl: more than %d values", p->path, MAX_VALUES);
         return NULL;
     }
-    value *v = arena_alloc(p->arena, sizeof *v, p->err);
+    value *v = mel_arena_alloc(p->arena, sizeof *v, p->err);
     if (v) v->kind = kind;
     return v;
 }
@@ -72,7 +72,7 @@ static mel_status failed(const machine *p) { // after make or grow gave nothing
 }
 
 static mel_status push(machine *p, value *v) {
-    if (!v || !grow((void **)&p->stack, p->depth, &p->stack_capacity, sizeof v, p->err)) return failed(p);
+    if (!v || !mel_grow((void **)&p->stack, p->depth, &p->stack_capacity, sizeof v, p->err)) return failed(p);
     p->stack[p->depth++] = v;
     return MEL_OK;
 }
@@ -96,7 +96,7 @@ static value *top(const machine *p, value_kind kind) {
 static mel_status append(machine *p, value *to, value *v) {
     if (to->count == to->capacity) {
         int64_t wanted = to->capacity ? to->capacity * 2 : 4;
-        value **items = arena_alloc(p->arena, (size_t)wanted * sizeof *items, p->err);
+        value **items = mel_arena_alloc(p->arena, (size_t)wanted * sizeof *items, p->err);
         if (!items) return MEL_ENOMEM;
         if (to->count) memcpy(items, to->items, (size_t)to->count * sizeof *items);
         to->items = items;
@@ -164,7 +164,7 @@ static mel_status put_memo(machine *p, uint64_t index) {
     if (!p->depth) return damaged(p, "the stack is empty");
     if (index > (uint64_t)p->memo_count) return damaged(p, "a memo number is out of turn");
     if (index == (uint64_t)p->memo_count) {
-        if (!grow((void **)&p->memo, p->memo_count, &p->memo_capacity, sizeof *p->memo, p->err)) return MEL_ENOMEM;
+        if (!mel_grow((void **)&p->memo, p->memo_count, &p->memo_capacity, sizeof *p->memo, p->err)) return MEL_ENOMEM;
         p->memo_count++;
     }
     p->memo[index] = p->stack[p->depth - 1];
@@ -196,12 +196,12 @@ static mel_status push_global(machine *p, const char *module, int64_t module_byt
         value *v = make(p, VALUE_GLOBAL);
         if (!v) return failed(p);
         v->integer = globals[i].which;
-        if (globals[i].stored) v->type = stored_by_name(globals[i].stored);
+        if (globals[i].stored) v->type = mel_stored_by_name(globals[i].stored);
         return push(p, v);
     }
     char a[SHOWN], b[SHOWN];
     return mel_fail(p->err, MEL_EUNSUPPORTED, "%s: data.pkl asks for '%s.%s'; " WHY, p->path,
-        shown(a, module, (size_t)module_bytes), shown(b, name, (size_t)bytes));
+        mel_shown(a, module, (size_t)module_bytes), mel_shown(b, name, (size_t)bytes));
 }
 
 // GLOBAL: two lines of text.
@@ -383,7 +383,8 @@ static mel_status run(machine *p, const value **out) {
     return damaged(p, "the pickle does not stop");
 }
 
-mel_status unpickle(mel_weights *w, const mapping *m, int64_t offset, int64_t size, const value **out, mel_error *err) {
+mel_status mel_unpickle(
+    mel_weights *w, const mapping *m, int64_t offset, int64_t size, const value **out, mel_error *err) {
     machine p = {.arena = &w->arena, .path = m->path, .code = m->data + offset, .size = size, .err = err};
     mel_status s = run(&p, out);
     mel_free(p.stack);

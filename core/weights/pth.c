@@ -38,7 +38,7 @@ static mel_status fill_layout(reader *r, const value *tensor, entry *e, const ch
         e->shape[i] = shape->items[i]->integer;
     }
     int64_t count, first = tensor->integer, last = first, dense = 1;
-    if (!dense_size(e->type, e->ndim, e->shape, &count, &e->bytes)) {
+    if (!mel_dense_size(e->type, e->ndim, e->shape, &count, &e->bytes)) {
         return REFUSE("%s: tensor '%s': a negative dimension, or a size that overflows 64 bits", path, name);
     }
     bool is_dense = true;
@@ -60,7 +60,7 @@ static mel_status fill_layout(reader *r, const value *tensor, entry *e, const ch
     }
     e->offset += first * e->type->block_size;
     if (is_dense) return MEL_OK;
-    int64_t *kept = arena_alloc(&r->w->arena, MEL_MAX_DIMS * sizeof *kept, err);
+    int64_t *kept = mel_arena_alloc(&r->w->arena, MEL_MAX_DIMS * sizeof *kept, err);
     if (!kept) return MEL_ENOMEM;
     for (int i = 0; i < e->ndim; i++)
         kept[i] = strides->items[i]->integer;
@@ -71,12 +71,12 @@ static mel_status fill_layout(reader *r, const value *tensor, entry *e, const ch
 static mel_status add_tensor(reader *r, const value *tensor, mel_error *err) {
     char path[MAX_NAME], name[SHOWN], key[SHOWN];
     const value *storage = tensor->items[0];
-    shown(name, r->name, strlen(r->name));
-    shown(key, storage->text, (size_t)storage->length);
+    mel_shown(name, r->name, strlen(r->name));
+    mel_shown(key, storage->text, (size_t)storage->length);
     int n = storage->length < 64 ? snprintf(path, sizeof path, "%.*sdata/%.*s", r->prefix, r->pickle->name,
                                        (int)storage->length, storage->text)
                                  : MAX_NAME;
-    const zip_record *record = n < MAX_NAME ? zip_find(r->records, r->record_count, path) : NULL;
+    const zip_record *record = n < MAX_NAME ? mel_zip_find(r->records, r->record_count, path) : NULL;
     if (!record) return REFUSE("%s: tensor '%s': there is no record for its storage '%s'", r->m->path, name, key);
     int64_t size = storage->type->block_size;
     if (record->bytes % size != 0 || record->bytes / size != storage->integer) {
@@ -86,8 +86,8 @@ static mel_status add_tensor(reader *r, const value *tensor, mel_error *err) {
     entry e = {.type = storage->type, .map = r->m, .offset = record->offset};
     mel_status s = fill_layout(r, tensor, &e, name, err);
     if (s != MEL_OK) return s;
-    e.name = arena_text(&r->w->arena, r->name, strlen(r->name), err);
-    return e.name ? weights_add(r->w, &e, err) : MEL_ENOMEM;
+    e.name = mel_arena_text(&r->w->arena, r->name, strlen(r->name), err);
+    return e.name ? mel_weights_add(r->w, &e, err) : MEL_ENOMEM;
 }
 
 // Appends ".key" to the name; false: too long, or not a key that a name can hold.
@@ -118,7 +118,7 @@ static mel_status flatten(reader *r, const value *v, int nesting, mel_error *err
         char buffer[SHOWN];
         if (!append_key(r, dict ? v->items[i] : NULL, i)) {
             return FAIL(MEL_EUNSUPPORTED, "%s: data.pkl: under '%s': a key that cannot stand in a name", r->m->path,
-                shown(buffer, r->name, length));
+                mel_shown(buffer, r->name, length));
         }
         mel_status s = flatten(r, v->items[dict ? i + 1 : i], nesting + 1, err);
         r->name[length] = 0;
@@ -144,25 +144,25 @@ static mel_status find_pickle(reader *r, mel_error *err) {
 static mel_status check_byte_order(const reader *r, mel_error *err) {
     char path[MAX_NAME], order[SHOWN];
     snprintf(path, sizeof path, "%.*sbyteorder", r->prefix, r->pickle->name);
-    const zip_record *record = zip_find(r->records, r->record_count, path);
+    const zip_record *record = mel_zip_find(r->records, r->record_count, path);
     if (!record) return MEL_OK;
     const char *text = (const char *)r->m->data + record->offset;
     if (record->bytes == 6 && memcmp(text, "little", 6) == 0) return MEL_OK;
     return FAIL(MEL_EUNSUPPORTED, "%s: byteorder is '%s', not 'little'", r->m->path,
-        shown(order, text, (size_t)(record->bytes < 16 ? record->bytes : 16)));
+        mel_shown(order, text, (size_t)(record->bytes < 16 ? record->bytes : 16)));
 }
 
-mel_status read_pth(mel_weights *w, const mapping *m, mel_error *err) {
+mel_status mel_read_pth(mel_weights *w, const mapping *m, mel_error *err) {
     reader r = {.w = w, .m = m};
     zip_record *records;
     const value *root;
     w->format = "pth";
-    mel_status s = zip_list(w, m, &records, &r.record_count, err);
+    mel_status s = mel_zip_list(w, m, &records, &r.record_count, err);
     if (s != MEL_OK) return s;
     r.records = records;
     s = find_pickle(&r, err);
     if (s == MEL_OK) s = check_byte_order(&r, err);
-    if (s == MEL_OK) s = unpickle(w, m, r.pickle->offset, r.pickle->bytes, &root, err);
+    if (s == MEL_OK) s = mel_unpickle(w, m, r.pickle->offset, r.pickle->bytes, &root, err);
     if (s != MEL_OK) return s;
     if (root->kind == VALUE_TENSOR) memcpy(r.name, "tensor", 7);
     return flatten(&r, root, 0, err);

@@ -11,8 +11,8 @@ typedef struct zip_record {
 } zip_record;
 
 // The directory, sorted by name, in w's arena. Handles zip64. Everything lies inside the file.
-mel_status zip_list(mel_weights *w, const mapping *m, zip_record **out, int64_t *count, mel_error *err);
-const zip_record *zip_find(const zip_record *records, int64_t count, const char *name);
+mel_status mel_zip_list(mel_weights *w, const mapping *m, zip_record **out, int64_t *count, mel_error *err);
+const zip_record *mel_zip_find(const zip_record *records, int64_t count, const char *name);
 
 // ---- pickle.c: values without code -----------------------------------------------------------------
 typedef enum value_kind {
@@ -42,6 +42,7 @@ struct value {
 
 // Interprets the pickle in bytes [offset, offset + size) of m. Understands what dictionaries of tensors are made of and
 // refuses all else (MEL_EUNSUPPORTED). *out is in w's arena. The graph may have shared parts, and cycles.
-mel_status unpickle(mel_weights *w, const mapping *m, int64_t offset, int64_t size, const value **out, mel_error *err);
+mel_status mel_unpickle(
+    mel_weights *w, const mapping *m, int64_t offset, int64_t size, const value **out, mel_error *err);
 
 #endif

@@ -35,7 +35,7 @@ static mel_status read_shape(const char *path, const char *name, json_t *list, e
 static mel_status read_entry(
     mel_weights *w, const mapping *m, const char *key, json_t *value, int64_t base, mel_error *err) {
     char buffer[SHOWN];
-    const char *path = m->path, *name = shown(buffer, key, strlen(key));
+    const char *path = m->path, *name = mel_shown(buffer, key, strlen(key));
     entry e = {.map = m};
     if (!json_is_object(value)) return REFUSE("%s: tensor '%s': its description is not an object", path, name);
     json_t *dtype = json_object_get(value, "dtype"), *shape = json_object_get(value, "shape");
@@ -44,11 +44,11 @@ static mel_status read_entry(
     if (!shape) return REFUSE("%s: tensor '%s': shape is missing", path, name);
     if (!offsets) return REFUSE("%s: tensor '%s': data_offsets is missing", path, name);
     if (!json_is_string(dtype)) return REFUSE("%s: tensor '%s': dtype is not a string", path, name);
-    e.type = stored_by_name(json_string_value(dtype));
+    e.type = mel_stored_by_name(json_string_value(dtype));
     if (!e.type) {
         char other[SHOWN];
         return REFUSE("%s: tensor '%s': unknown dtype '%s'", path, name,
-            shown(other, json_string_value(dtype), json_string_length(dtype)));
+            mel_shown(other, json_string_value(dtype), json_string_length(dtype)));
     }
     mel_status s = read_shape(path, name, shape, &e, err);
     if (s != MEL_OK) return s;
@@ -64,7 +64,7 @@ static mel_status read_entry(
         return REFUSE("%s: tensor '%s': data_offsets [%lld, %lld] are not a range within the %lld bytes of data", path,
             name, (long long)begin, (long long)end, (long long)data_bytes);
     }
-    if (!dense_size(e.type, e.ndim, e.shape, &count, &e.bytes)) {
+    if (!mel_dense_size(e.type, e.ndim, e.shape, &count, &e.bytes)) {
         return REFUSE("%s: tensor '%s': the shape's size overflows 64 bits", path, name);
     }
     if (e.bytes != end - begin) {
@@ -72,8 +72,8 @@ static mel_status read_entry(
             name, e.type->name, (long long)e.bytes, (long long)begin, (long long)end, (long long)(end - begin));
     }
     e.offset = base + begin;
-    e.name = arena_text(&w->arena, key, strlen(key), err);
-    return e.name ? weights_add(w, &e, err) : MEL_ENOMEM;
+    e.name = mel_arena_text(&w->arena, key, strlen(key), err);
+    return e.name ? mel_weights_add(w, &e, err) : MEL_ENOMEM;
 }
 
 static mel_status read_metadata(mel_weights *w, const mapping *m, json_t *map, mel_error *err) {
@@ -83,13 +83,13 @@ static mel_status read_metadata(mel_weights *w, const mapping *m, json_t *map, m
     json_object_foreach(map, key, value) {
         char buffer[SHOWN];
         if (!json_is_string(value)) {
-            return REFUSE("%s: __metadata__: '%s' is not a string", m->path, shown(buffer, key, strlen(key)));
+            return REFUSE("%s: __metadata__: '%s' is not a string", m->path, mel_shown(buffer, key, strlen(key)));
         }
         meta one = {.type = MEL_META_STRING, .length = -1, .text_length = (int64_t)json_string_length(value)};
-        one.key = arena_text(&w->arena, key, strlen(key), err);
-        one.text = arena_text(&w->arena, json_string_value(value), json_string_length(value), err);
+        one.key = mel_arena_text(&w->arena, key, strlen(key), err);
+        one.text = mel_arena_text(&w->arena, json_string_value(value), json_string_length(value), err);
         if (!one.key || !one.text) return MEL_ENOMEM;
-        mel_status s = weights_add_meta(w, &one, err);
+        mel_status s = mel_weights_add_meta(w, &one, err);
         if (s != MEL_OK) return s;
     }
     return MEL_OK;
@@ -110,7 +110,7 @@ static mel_status check_cover(mel_weights *w, const mapping *m, int64_t first, i
         const entry *e = &w->entries[i];
         if (e->offset != at) {
             return REFUSE("%s: tensor '%s': data_offsets begin at %lld, the tensor before ends at %lld (%s)", m->path,
-                shown(buffer, e->name, strlen(e->name)), (long long)(e->offset - base), (long long)(at - base),
+                mel_shown(buffer, e->name, strlen(e->name)), (long long)(e->offset - base), (long long)(at - base),
                 e->offset < at ? "overlap" : "hole");
         }
         at += e->bytes;
@@ -135,7 +135,7 @@ static mel_status read_header(mel_weights *w, const mapping *m, json_t *root, in
     return check_cover(w, m, first, base, err);
 }
 
-mel_status read_safetensors(mel_weights *w, const mapping *m, mel_error *err) {
+mel_status mel_read_safetensors(mel_weights *w, const mapping *m, mel_error *err) {
     if (m->size < 8) {
         return REFUSE("%s: %zu bytes are too few for the 8 of a safetensors header length", m->path, m->size);
     }
@@ -154,7 +154,7 @@ mel_status read_safetensors(mel_weights *w, const mapping *m, mel_error *err) {
     json_t *root = json_loadb((const char *)m->data + 8, (size_t)length, JSON_REJECT_DUPLICATES, &why);
     if (!root) {
         char buffer[SHOWN];
-        return REFUSE("%s: header: byte %d: %s", m->path, why.position, shown(buffer, why.text, strlen(why.text)));
+        return REFUSE("%s: header: byte %d: %s", m->path, why.position, mel_shown(buffer, why.text, strlen(why.text)));
     }
     w->format = "safetensors";
     mel_status s = read_header(w, m, root, 8 + (int64_t)length, err);

@@ -24,7 +24,7 @@ enum {
     CHUNK_BYTES = 8192
 };
 
-void *arena_alloc(arena *a, size_t size_bytes, mel_error *err) {
+void *mel_arena_alloc(arena *a, size_t size_bytes, mel_error *err) {
     if (size_bytes > SIZE_MAX / 2) {
         mel_fail(err, MEL_ENOMEM, "out of memory: %zu bytes asked", size_bytes);
         return NULL;
@@ -43,13 +43,13 @@ void *arena_alloc(arena *a, size_t size_bytes, mel_error *err) {
     return memset(p, 0, need);
 }
 
-char *arena_text(arena *a, const char *text, size_t length, mel_error *err) {
-    char *copy = arena_alloc(a, length + 1, err);
+char *mel_arena_text(arena *a, const char *text, size_t length, mel_error *err) {
+    char *copy = mel_arena_alloc(a, length + 1, err);
     if (copy && length) memcpy(copy, text, length);
     return copy;
 }
 
-void arena_free(arena *a) {
+void mel_arena_free(arena *a) {
     while (a->chunks) {
         arena_chunk *next = a->chunks->next;
         mel_free(a->chunks);
@@ -57,7 +57,7 @@ void arena_free(arena *a) {
     }
 }
 
-bool grow(void **items, int64_t count, int64_t *capacity, size_t item_bytes, mel_error *err) {
+bool mel_grow(void **items, int64_t count, int64_t *capacity, size_t item_bytes, mel_error *err) {
     if (count < *capacity) return true;
     int64_t wanted = *capacity ? *capacity * 2 : 16;
     void *bigger = mel_alloc((size_t)wanted * item_bytes, err);
@@ -84,7 +84,7 @@ static mel_status mapping_create(
     return MEL_OK;
 }
 
-mel_status mapping_open(const char *path, mapping **out, mel_error *err) {
+mel_status mel_mapping_open(const char *path, mapping **out, mel_error *err) {
     // O_NONBLOCK: a pipe of that name must not hold us up; it is refused below.
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0) return FAIL(MEL_EIO, "%s: cannot be opened: %s", path, strerror(errno));
@@ -113,12 +113,12 @@ mel_status mapping_open(const char *path, mapping **out, mel_error *err) {
     return s;
 }
 
-mel_status mapping_borrow(const void *data, size_t size, const char *name, mapping **out, mel_error *err) {
+mel_status mel_mapping_borrow(const void *data, size_t size, const char *name, mapping **out, mel_error *err) {
     if (size == 0) return REFUSE("%s: the file is empty", name);
     return mapping_create(data, size, false, name, out, err);
 }
 
-void mapping_unref(void *owner) {
+void mel_mapping_unref(void *owner) {
     mapping *m = owner;
     if (!m || atomic_fetch_sub(&m->refs, 1) != 1) return;
     if (m->mapped) munmap((void *)m->data, m->size);
@@ -126,7 +126,7 @@ void mapping_unref(void *owner) {
 }
 
 // ---- messages ----------------------------------------------------------------------------------------
-const char *shown(char buffer[SHOWN], const char *text, size_t length) {
+const char *mel_shown(char buffer[SHOWN], const char *text, size_t length) {
     size_t at = 0, room = SHOWN - 8;
     for (size_t i = 0; i < length; i++) {
         unsigned char c = (unsigned char)text[i];

@@ -66,29 +66,29 @@ static const stored_type types[] = {
     {"U16", -1, 1, 2, MEL_S32, s32_of_u16},
     {"U32", -1, 1, 4, MEL_I64, i64_of_u32},
     {"U64", -1, 1, 8, MEL_I64, i64_of_u64s},
-    {"Q4_0", 2, 32, 18, MEL_F32, dequant_q4_0},
-    {"Q4_1", 3, 32, 20, MEL_F32, dequant_q4_1},
-    {"Q5_0", 6, 32, 22, MEL_F32, dequant_q5_0},
-    {"Q5_1", 7, 32, 24, MEL_F32, dequant_q5_1},
-    {"Q8_0", 8, 32, 34, MEL_F32, dequant_q8_0},
-    {"Q2_K", 10, 256, 84, MEL_F32, dequant_q2_k},
-    {"Q3_K", 11, 256, 110, MEL_F32, dequant_q3_k},
-    {"Q4_K", 12, 256, 144, MEL_F32, dequant_q4_k},
-    {"Q5_K", 13, 256, 176, MEL_F32, dequant_q5_k},
-    {"Q6_K", 14, 256, 210, MEL_F32, dequant_q6_k},
+    {"Q4_0", 2, 32, 18, MEL_F32, mel_dequant_q4_0},
+    {"Q4_1", 3, 32, 20, MEL_F32, mel_dequant_q4_1},
+    {"Q5_0", 6, 32, 22, MEL_F32, mel_dequant_q5_0},
+    {"Q5_1", 7, 32, 24, MEL_F32, mel_dequant_q5_1},
+    {"Q8_0", 8, 32, 34, MEL_F32, mel_dequant_q8_0},
+    {"Q2_K", 10, 256, 84, MEL_F32, mel_dequant_q2_k},
+    {"Q3_K", 11, 256, 110, MEL_F32, mel_dequant_q3_k},
+    {"Q4_K", 12, 256, 144, MEL_F32, mel_dequant_q4_k},
+    {"Q5_K", 13, 256, 176, MEL_F32, mel_dequant_q5_k},
+    {"Q6_K", 14, 256, 210, MEL_F32, mel_dequant_q6_k},
 };
 enum {
     TYPES = sizeof types / sizeof types[0]
 };
 
-const stored_type *stored_by_name(const char *name) {
+const stored_type *mel_stored_by_name(const char *name) {
     for (int i = 0; i < TYPES; i++) {
         if (types[i].block == 1 && strcmp(types[i].name, name) == 0) return &types[i];
     }
     return NULL;
 }
 
-const stored_type *stored_by_gguf(uint32_t number, const char **why) {
+const stored_type *mel_stored_by_gguf(uint32_t number, const char **why) {
     for (int i = 0; i < TYPES; i++) {
         if (types[i].gguf >= 0 && (uint32_t)types[i].gguf == number) return &types[i];
     }
@@ -97,11 +97,11 @@ const stored_type *stored_by_gguf(uint32_t number, const char **why) {
     return NULL;
 }
 
-const stored_type *stored_of_dtype(mel_dtype dtype) {
+const stored_type *mel_stored_of_dtype(mel_dtype dtype) {
     return dtype >= MEL_F32 && dtype <= MEL_I64 ? &types[dtype] : NULL;
 }
 
-bool dense_size(const stored_type *type, int ndim, const int64_t *shape, int64_t *count, int64_t *bytes) {
+bool mel_dense_size(const stored_type *type, int ndim, const int64_t *shape, int64_t *count, int64_t *bytes) {
     int64_t n = 1, b;
     for (int i = 0; i < ndim; i++) {
         if (shape[i] < 0 || __builtin_mul_overflow(n, shape[i], &n)) return false;

@@ -21,9 +21,9 @@ static bool is_torch_name(const char *path) {
 static mel_status read_any(mel_weights *w, const mapping *m, mel_error *err) {
     const uint8_t *d = m->data;
     size_t n = m->size;
-    if (n >= 4 && memcmp(d, "GGUF", 4) == 0) return read_gguf(w, m, err);
-    if (n >= 4 && memcmp(d, "PK\3\4", 4) == 0) return read_pth(w, m, err);
-    if (n >= 9 && d[7] == 0 && d[8] == '{') return read_safetensors(w, m, err);
+    if (n >= 4 && memcmp(d, "GGUF", 4) == 0) return mel_read_gguf(w, m, err);
+    if (n >= 4 && memcmp(d, "PK\3\4", 4) == 0) return mel_read_pth(w, m, err);
+    if (n >= 9 && d[7] == 0 && d[8] == '{') return mel_read_safetensors(w, m, err);
     if (n >= 4 && d[0] == 0x80 && d[1] >= 2 && d[1] <= 5 && d[2] != 0) {
         return FAIL(MEL_EUNSUPPORTED,
             "%s: is a bare pickle (PyTorch before 1.6, or none of its files); pickles run code, so it is not read",
@@ -32,26 +32,26 @@ static mel_status read_any(mel_weights *w, const mapping *m, mel_error *err) {
     size_t i = 0;
     while (i < n && i < 64 && (d[i] == ' ' || d[i] == '\n' || d[i] == '\r' || d[i] == '\t'))
         i++;
-    if (i < n && d[i] == '{' && (n < 8 || d[7] != 0)) return read_index(w, m, err);
-    if (ends_with(m->path, ".gguf")) return read_gguf(w, m, err);
-    if (is_torch_name(m->path)) return read_pth(w, m, err);
-    if (ends_with(m->path, ".safetensors")) return read_safetensors(w, m, err);
+    if (i < n && d[i] == '{' && (n < 8 || d[7] != 0)) return mel_read_index(w, m, err);
+    if (ends_with(m->path, ".gguf")) return mel_read_gguf(w, m, err);
+    if (is_torch_name(m->path)) return mel_read_pth(w, m, err);
+    if (ends_with(m->path, ".safetensors")) return mel_read_safetensors(w, m, err);
     return REFUSE("%s: is neither safetensors, GGUF nor a PyTorch zip file", m->path);
 }
 
 static mel_status open_mapping(mapping *m, mel_weights **out, mel_error *err) {
     mel_weights *w = mel_alloc_zero(sizeof *w, err);
     if (!w) {
-        mapping_unref(m);
+        mel_mapping_unref(m);
         return MEL_ENOMEM;
     }
-    mel_status s = weights_map(w, m, err);
+    mel_status s = mel_weights_map(w, m, err);
     if (s == MEL_OK) {
         w->path = m->path;
         s = read_any(w, m, err);
     }
-    if (s == MEL_OK) s = weights_sort(w, err);
-    if (s == MEL_OK) s = weights_sort_meta(w, err);
+    if (s == MEL_OK) s = mel_weights_sort(w, err);
+    if (s == MEL_OK) s = mel_weights_sort_meta(w, err);
     if (s != MEL_OK) {
         mel_weights_close(w);
         return s;
@@ -63,7 +63,7 @@ static mel_status open_mapping(mapping *m, mel_weights **out, mel_error *err) {
 mel_status mel_weights_open(const char *path, mel_weights **out, mel_error *err) {
     if (!path || !*path) return FAIL(MEL_EINVAL, "weights: the path is empty");
     mapping *m;
-    mel_status s = mapping_open(path, &m, err);
+    mel_status s = mel_mapping_open(path, &m, err);
     return s == MEL_OK ? open_mapping(m, out, err) : s;
 }
 
@@ -71,39 +71,39 @@ mel_status mel_weights_open_memory(
     const void *data, int64_t size_bytes, const char *name, mel_weights **out, mel_error *err) {
     if (size_bytes < 0 || !name) return FAIL(MEL_EINVAL, "weights: %lld bytes", (long long)size_bytes);
     mapping *m;
-    mel_status s = mapping_borrow(data, (size_t)size_bytes, name, &m, err);
+    mel_status s = mel_mapping_borrow(data, (size_t)size_bytes, name, &m, err);
     return s == MEL_OK ? open_mapping(m, out, err) : s;
 }
 
 void mel_weights_close(mel_weights *w) {
     if (!w) return;
     for (int64_t i = 0; i < w->map_count; i++)
-        mapping_unref(w->maps[i]);
+        mel_mapping_unref(w->maps[i]);
     mel_free(w->maps);
     mel_free(w->entries);
     mel_free(w->metas);
-    arena_free(&w->arena);
+    mel_arena_free(&w->arena);
     mel_free(w);
 }
 
 // ---- filling -------------------------------------------------------------------------------------------
-mel_status weights_map(mel_weights *w, mapping *m, mel_error *err) {
-    if (!grow((void **)&w->maps, w->map_count, &w->map_capacity, sizeof *w->maps, err)) {
-        mapping_unref(m);
+mel_status mel_weights_map(mel_weights *w, mapping *m, mel_error *err) {
+    if (!mel_grow((void **)&w->maps, w->map_count, &w->map_capacity, sizeof *w->maps, err)) {
+        mel_mapping_unref(m);
         return MEL_ENOMEM;
     }
     w->maps[w->map_count++] = m;
     return MEL_OK;
 }
 
-mel_status weights_add(mel_weights *w, const entry *e, mel_error *err) {
-    if (!grow((void **)&w->entries, w->count, &w->capacity, sizeof *e, err)) return MEL_ENOMEM;
+mel_status mel_weights_add(mel_weights *w, const entry *e, mel_error *err) {
+    if (!mel_grow((void **)&w->entries, w->count, &w->capacity, sizeof *e, err)) return MEL_ENOMEM;
     w->entries[w->count++] = *e;
     return MEL_OK;
 }
 
-mel_status weights_add_meta(mel_weights *w, const meta *m, mel_error *err) {
-    if (!grow((void **)&w->metas, w->meta_count, &w->meta_capacity, sizeof *m, err)) return MEL_ENOMEM;
+mel_status mel_weights_add_meta(mel_weights *w, const meta *m, mel_error *err) {
+    if (!mel_grow((void **)&w->metas, w->meta_count, &w->meta_capacity, sizeof *m, err)) return MEL_ENOMEM;
     w->metas[w->meta_count++] = *m;
     return MEL_OK;
 }
@@ -112,13 +112,13 @@ static int by_name(const void *a, const void *b) {
     return strcmp(((const entry *)a)->name, ((const entry *)b)->name);
 }
 
-mel_status weights_sort(mel_weights *w, mel_error *err) {
+mel_status mel_weights_sort(mel_weights *w, mel_error *err) {
     if (w->count > 1) qsort(w->entries, (size_t)w->count, sizeof(entry), by_name);
     for (int64_t i = 1; i < w->count; i++) {
         const char *name = w->entries[i].name;
         if (strcmp(name, w->entries[i - 1].name) != 0) continue;
         char buffer[SHOWN];
-        return REFUSE("%s: two tensors are called '%s'", w->path, shown(buffer, name, strlen(name)));
+        return REFUSE("%s: two tensors are called '%s'", w->path, mel_shown(buffer, name, strlen(name)));
     }
     return MEL_OK;
 }
@@ -127,13 +127,13 @@ static int by_key(const void *a, const void *b) {
     return strcmp(((const meta *)a)->key, ((const meta *)b)->key);
 }
 
-mel_status weights_sort_meta(mel_weights *w, mel_error *err) {
+mel_status mel_weights_sort_meta(mel_weights *w, mel_error *err) {
     if (w->meta_count > 1) qsort(w->metas, (size_t)w->meta_count, sizeof(meta), by_key);
     for (int64_t i = 1; i < w->meta_count; i++) {
         const char *key = w->metas[i].key;
         if (strcmp(key, w->metas[i - 1].key) != 0) continue;
         char buffer[SHOWN];
-        return REFUSE("%s: two metadata values for the key '%s'", w->path, shown(buffer, key, strlen(key)));
+        return REFUSE("%s: two metadata values for the key '%s'", w->path, mel_shown(buffer, key, strlen(key)));
     }
     return MEL_OK;
 }
@@ -230,8 +230,8 @@ static mel_status wrap_view(
     mapping *m = (mapping *)e->map;
     atomic_fetch_add(&m->refs, 1);
     mel_status s =
-        mel_tensor_wrap(dtype, ndim, shape, (void *)(m->data + e->offset), false, mapping_unref, m, out, err);
-    if (s != MEL_OK) mapping_unref(m);
+        mel_tensor_wrap(dtype, ndim, shape, (void *)(m->data + e->offset), false, mel_mapping_unref, m, out, err);
+    if (s != MEL_OK) mel_mapping_unref(m);
     return s;
 }
 

@@ -43,7 +43,7 @@ struct mel_weights_writer {
 static mel_status create_temporary(mel_weights_writer *w, mel_error *err) {
     static atomic_uint counter;
     size_t room = strlen(w->path) + 48;
-    char *name = arena_alloc(&w->arena, room, err);
+    char *name = mel_arena_alloc(&w->arena, room, err);
     if (!name) return MEL_ENOMEM;
     for (int tries = 0; tries < 100; tries++) {
         snprintf(name, room, "%s.part-%ld-%u", w->path, (long)getpid(), atomic_fetch_add(&counter, 1));
@@ -62,7 +62,7 @@ mel_status mel_weights_writer_create(const char *path, mel_weights_writer **out,
     mel_weights_writer *w = mel_alloc_zero(sizeof *w, err);
     if (!w) return MEL_ENOMEM;
     w->fd = -1;
-    w->path = arena_text(&w->arena, path, strlen(path), err);
+    w->path = mel_arena_text(&w->arena, path, strlen(path), err);
     mel_status s = w->path ? create_temporary(w, err) : MEL_ENOMEM;
     if (s != MEL_OK) {
         mel_weights_writer_free(w);
@@ -78,7 +78,7 @@ void mel_weights_writer_free(mel_weights_writer *w) {
     if (w->temporary) unlink(w->temporary);
     mel_free(w->slots);
     mel_free(w->pairs);
-    arena_free(&w->arena);
+    mel_arena_free(&w->arena);
     mel_free(w);
 }
 
@@ -107,8 +107,8 @@ mel_status mel_weights_writer_metadata(mel_weights_writer *w, const char *key, c
     if (!is_utf8(key) || !is_utf8(value)) {
         return FAIL(MEL_EINVAL, "%s: metadata '%s': not UTF-8", w->path, is_utf8(key) ? key : "?");
     }
-    pair p = {arena_text(&w->arena, key, strlen(key), err), arena_text(&w->arena, value, strlen(value), err)};
-    if (!p.key || !p.value || !grow((void **)&w->pairs, w->pair_count, &w->pair_capacity, sizeof p, err)) {
+    pair p = {mel_arena_text(&w->arena, key, strlen(key), err), mel_arena_text(&w->arena, value, strlen(value), err)};
+    if (!p.key || !p.value || !mel_grow((void **)&w->pairs, w->pair_count, &w->pair_capacity, sizeof p, err)) {
         return MEL_ENOMEM;
     }
     w->pairs[w->pair_count++] = p;
@@ -119,7 +119,7 @@ mel_status mel_weights_writer_declare(
     mel_weights_writer *w, const char *name, mel_dtype dtype, int ndim, const int64_t *shape, mel_error *err) {
     mel_status s = check_usable(w, true, err);
     if (s != MEL_OK) return s;
-    slot one = {.type = stored_of_dtype(dtype), .ndim = ndim};
+    slot one = {.type = mel_stored_of_dtype(dtype), .ndim = ndim};
     if (!name || !is_utf8(name) || strcmp(name, "__metadata__") == 0) {
         return FAIL(
             MEL_EINVAL, "%s: a tensor cannot be called '%s'", w->path, name && is_utf8(name) ? name : "(not UTF-8)");
@@ -130,11 +130,11 @@ mel_status mel_weights_writer_declare(
     }
     if (ndim) memcpy(one.shape, shape, (size_t)ndim * sizeof *shape);
     int64_t count;
-    if (!dense_size(one.type, ndim, one.shape, &count, &one.bytes)) {
+    if (!mel_dense_size(one.type, ndim, one.shape, &count, &one.bytes)) {
         return FAIL(MEL_EINVAL, "%s: tensor '%s': a negative dimension, or too many elements", w->path, name);
     }
-    one.name = arena_text(&w->arena, name, strlen(name), err);
-    if (!one.name || !grow((void **)&w->slots, w->count, &w->capacity, sizeof one, err)) return MEL_ENOMEM;
+    one.name = mel_arena_text(&w->arena, name, strlen(name), err);
+    if (!one.name || !mel_grow((void **)&w->slots, w->count, &w->capacity, sizeof one, err)) return MEL_ENOMEM;
     w->slots[w->count++] = one;
     return MEL_OK;
 }

@@ -85,7 +85,7 @@ static mel_status read_record(mel_weights *w, const mapping *m, const uint8_t *p
     const char *name = (const char *)p + RECORD_BYTES;
     uint64_t packed = u32(p + 20), bytes = u32(p + 24), local = u32(p + 42);
     read_extra(p + RECORD_BYTES + name_bytes, extra_bytes, (uint64_t *[3]){&bytes, &packed, &local});
-    shown(shown_name, name, name_bytes);
+    mel_shown(shown_name, name, name_bytes);
     if (memchr(name, 0, name_bytes)) return REFUSE("%s: zip: a record's name holds a zero byte", m->path);
     if ((u16(p + 8) & 1) || u16(p + 10) != 0) {
         return FAIL(MEL_EUNSUPPORTED, "%s: zip: record '%s' is %s", m->path, shown_name,
@@ -99,7 +99,7 @@ static mel_status read_record(mel_weights *w, const mapping *m, const uint8_t *p
         return REFUSE("%s: zip: record '%s': %llu bytes at %llu end after the file", m->path, shown_name,
             (unsigned long long)bytes, (unsigned long long)start);
     }
-    out->name = arena_text(&w->arena, name, name_bytes, err);
+    out->name = mel_arena_text(&w->arena, name, name_bytes, err);
     out->offset = (int64_t)start;
     out->bytes = (int64_t)bytes;
     return out->name ? MEL_OK : MEL_ENOMEM;
@@ -109,7 +109,7 @@ static int by_name(const void *a, const void *b) {
     return strcmp(((const zip_record *)a)->name, ((const zip_record *)b)->name);
 }
 
-mel_status zip_list(mel_weights *w, const mapping *m, zip_record **out, int64_t *count, mel_error *err) {
+mel_status mel_zip_list(mel_weights *w, const mapping *m, zip_record **out, int64_t *count, mel_error *err) {
     uint64_t offset, bytes, n;
     mel_status s = find_directory(m, &offset, &bytes, &n, err);
     if (s != MEL_OK) return s;
@@ -117,7 +117,7 @@ mel_status zip_list(mel_weights *w, const mapping *m, zip_record **out, int64_t 
         return REFUSE("%s: zip: a directory of %llu records in %llu bytes at %llu does not fit", m->path,
             (unsigned long long)n, (unsigned long long)bytes, (unsigned long long)offset);
     }
-    zip_record *records = arena_alloc(&w->arena, (size_t)n * sizeof *records, err);
+    zip_record *records = mel_arena_alloc(&w->arena, (size_t)n * sizeof *records, err);
     if (!records) return MEL_ENOMEM;
     uint64_t at = 0, used;
     for (uint64_t i = 0; i < n; i++, at += used) {
@@ -129,7 +129,7 @@ mel_status zip_list(mel_weights *w, const mapping *m, zip_record **out, int64_t 
         if (by_name(&records[i - 1], &records[i]) == 0) {
             char buffer[SHOWN];
             return REFUSE("%s: zip: two records are called '%s'", m->path,
-                shown(buffer, records[i].name, strlen(records[i].name)));
+                mel_shown(buffer, records[i].name, strlen(records[i].name)));
         }
     }
     *out = records;
@@ -137,7 +137,7 @@ mel_status zip_list(mel_weights *w, const mapping *m, zip_record **out, int64_t 
     return MEL_OK;
 }
 
-const zip_record *zip_find(const zip_record *records, int64_t count, const char *name) {
+const zip_record *mel_zip_find(const zip_record *records, int64_t count, const char *name) {
     zip_record key = {.name = name};
     return count ? bsearch(&key, records, (size_t)count, sizeof key, by_name) : NULL;
 }
