@@ -14,8 +14,8 @@ typedef struct attention_kernels {
     void (*product)(
         int64_t m, int64_t n, int64_t k, const void *a, int64_t lda, const void *b, float *c, int64_t ldc, bool add);
     // s[i] = s[i] * scale + bias[i] + key_bias[i] (either may be NULL) for n scores; *top becomes the largest of them
-    // and itself. p[i] = exp(s[i] - *top) as an operand of product; returns the sum of p. s is overwritten. All -inf
-    // so far gives p = 0.
+    // and itself. p[i] = exp(s[i] - *top) as an operand of product; returns the sum of p. s may be overwritten. All
+    // -inf so far gives p = 0.
     float (*row)(float *s, int64_t n, float scale, const float *bias, const float *key_bias, float *top, void *p);
 } attention_kernels;
 
