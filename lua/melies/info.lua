@@ -75,15 +75,19 @@ local function params_text(json_text)
   return "\n" .. table.concat(lines, "\n")
 end
 
+-- What containers note for themselves says nothing about the film.
+local container_tags = { compatible_brands = true, major_brand = true, minor_version = true, handler_name = true,
+  vendor_id = true, language = true }
+
 local function media(path)
   local facts, message = require("melies.media").info(path)
   if not facts then return nil, message end
   local lines, tags = {}, facts.metadata or {}
-  for _, key in ipairs { "recipe", "model", "seed", "params", "version" } do
+  for _, key in ipairs { "recipe", "model", "seed", "version", "params" } do
     local value = tags["melies_" .. key]
     if value then
       if key == "params" then lines[#lines + 1] = "parameters" .. params_text(value)
-      else row(lines, key, value) end
+      else row(lines, key == "version" and "melies" or key, value) end
     end
   end
   row(lines, "container", facts.container)
@@ -98,7 +102,9 @@ local function media(path)
     row(lines, "sound", facts.has_audio and "yes" or nil)
   end
   local keys = {}
-  for key in pairs(tags) do if not tostring(key):find "^melies_" then keys[#keys + 1] = key end end
+  for key in pairs(tags) do
+    if not (tostring(key):find "^melies_" or container_tags[key]) then keys[#keys + 1] = key end
+  end
   table.sort(keys)
   for _, key in ipairs(keys) do row(lines, key, tags[key]) end
   return table.concat(lines, "\n")

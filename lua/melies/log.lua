@@ -24,10 +24,14 @@ function log.warn(format, ...) write("melies: warning: " .. format:format(...)) 
 -- log.fail(format, ...): why it ends.
 function log.fail(format, ...) write("melies: " .. format:format(...)) end
 
--- One line for an error value, whatever it is: its lines joined, or the first one where that would be long.
+-- One line for an error value, whatever it is: its lines joined, or the first one where that would be long. A place in
+-- melies' own files is left out of a refusal (it says nothing to the user), and kept in a fault.
 function log.one_line(e)
   if type(e) == "table" then e = rawget(e, "failure") or rawget(e, "message") or rawget(e, "text") or tostring(e) end
   local text = tostring(e)
+  if not (text:find("attempt to ", 1, true) or text:find("bad argument", 1, true)) then
+    text = text:gsub("[^%s:]*/lua/melies/[%w_/]+%.lua:%d+: ", "")
+  end
   local line = text:gsub("%s*\n%s*", "; ")
   return #line <= 300 and line or text:match "^[^\n]*"
 end

@@ -119,8 +119,8 @@ end
 -- A new total, where it became known or changed.
 function Bar:set_total(total) self.total = total end
 
--- Closes the bar (and bars inside it that were left open). Its last line stays: label, count and time taken.
--- note: said in place of the count ("stopped"); false leaves no line.
+-- Closes the bar (and bars inside it that were left open). Its last line stays: label, count and time taken, or where
+-- it stopped before the end. note: said in place of the count; false leaves no line.
 function Bar:finish(note)
   if self.closed then return end
   local index
@@ -129,9 +129,12 @@ function Bar:finish(note)
   self.closed = true
   if log.quiet then return end
   hide()
-  if note ~= false then
-    local count = note or (self.done == self.total and self.done or counts(self))
-    io.stderr:write(("%s %s in %s\n"):format(self.path, count, seconds_text(term.now() - self.began)))
+  local took = seconds_text(term.now() - self.began)
+  if self.total and self.done < self.total and note == nil then
+    io.stderr:write(("%s stopped at %d of %d after %s\n"):format(self.path, self.done, self.total, took))
+  elseif note ~= false then
+    local count = note or (self.total ~= 1 and self.done) or nil
+    io.stderr:write(("%s%s in %s\n"):format(self.path, count and " " .. count or "", took))
   end
   if terminal() then draw(term.now()) end
 end

@@ -35,7 +35,7 @@ t.test("positional arguments, text, and an end before the last step", function()
     bar:finish()
     bar:finish() -- harmless
   end)
-  t.eq(text, "load 1/4 25% 18s left text encoder\nload 1/4 25% in 6.0s\n")
+  t.eq(text, "load 1/4 25% 18s left text encoder\nload stopped at 1 of 4 after 6.0s\n")
 end)
 
 t.test("nested stages say where they are", function()
