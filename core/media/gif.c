@@ -64,7 +64,7 @@ static int open_dither_graph(gif_state *s) {
     graph->nb_threads = 1;
     int ret = add_source(graph, "frames", s->target->width, s->target->height, &s->dither_in);
     if (ret >= 0) ret = add_source(graph, "palette", 16, 16, &s->dither_palette);
-    if (ret >= 0) ret = add_filter(graph, "paletteuse", "dither=sierra2_4a:diff_mode=rectangle", &dither);
+    if (ret >= 0) ret = add_filter(graph, "paletteuse", "dither=bayer:bayer_scale=2:diff_mode=rectangle", &dither);
     if (ret >= 0) ret = add_filter(graph, "buffersink", NULL, &s->dither_out);
     if (ret >= 0) ret = avfilter_link(s->dither_in, 0, dither, 0);
     if (ret >= 0) ret = avfilter_link(s->dither_palette, 0, dither, 1);

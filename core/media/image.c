@@ -1,6 +1,7 @@
 // Images: PNG through FFmpeg, JPEG through libjpeg-turbo; one a file, or numbered sequences of them.
 #include "media_internal.h"
 
+#include <libavutil/intreadwrite.h>
 #include <libavutil/opt.h>
 #include <stdio.h>
 #include <string.h>
@@ -171,6 +172,45 @@ const media_sink media_sequence_sink = {
 
 // ---- reading --------------------------------------------------------------------------------------------
 
+// Exif 2.3, 4.6.4 and 4.6.5: the camera's orientation as degrees clockwise; 0 where it is not stated or mirrored.
+static int jpeg_rotation(const uint8_t *p, size_t size) {
+    size_t at = 2;
+    while (at + 4 <= size && p[at] == 0xff && p[at + 1] != 0xda) {
+        size_t length = (size_t)AV_RB16(p + at + 2);
+        const uint8_t *tiff = p + at + 10;
+        if (length < 2 || at + 2 + length > size) return 0;
+        size_t room = length > 8 ? length - 8 : 0; // after the length, "Exif" and two zeros
+        if (p[at + 1] != 0xe1 || room < 10 || memcmp(p + at + 4, "Exif\0\0", 6) != 0) {
+            at += 2 + length;
+            continue;
+        }
+        bool little = tiff[0] == 'I';
+        size_t directory = little ? AV_RL32(tiff + 4) : AV_RB32(tiff + 4);
+        if (directory > room - 2) return 0;
+        int entries = little ? AV_RL16(tiff + directory) : AV_RB16(tiff + directory);
+        for (size_t entry = directory + 2; entries-- > 0 && entry + 12 <= room; entry += 12) {
+            int tag = little ? AV_RL16(tiff + entry) : AV_RB16(tiff + entry);
+            int value = little ? AV_RL16(tiff + entry + 8) : AV_RB16(tiff + entry + 8);
+            if (tag == 0x0112) return value == 3 ? 180 : value == 6 ? 90 : value == 8 ? 270 : 0;
+        }
+        return 0;
+    }
+    return 0;
+}
+
+// *image turned; the one it replaces is released.
+static mel_status turn(mel_tensor **image, int rotation, mel_error *err) {
+    int width = (int)mel_tensor_shape(*image)[1], height = (int)mel_tensor_shape(*image)[0];
+    int64_t shape[3] = {rotation % 180 ? width : height, rotation % 180 ? height : width, 3};
+    mel_tensor *turned = NULL;
+    mel_status status = mel_tensor_create(MEL_U8, 3, shape, &turned, err);
+    if (status != MEL_OK) return status;
+    media_copy_turned(mel_tensor_data(*image), (ptrdiff_t)width * 3, width, height, rotation, mel_tensor_data(turned));
+    mel_tensor_unref(*image);
+    *image = turned;
+    return MEL_OK;
+}
+
 static mel_status decode_jpeg(const char *path, const uint8_t *bytes, size_t size, mel_tensor **out, mel_error *err) {
     tjhandle jpeg = tjInitDecompress();
     if (!jpeg) return mel_fail(err, MEL_ENOMEM, "%s: %s", path, tjGetErrorStr2(NULL));
@@ -192,6 +232,8 @@ static mel_status decode_jpeg(const char *path, const uint8_t *bytes, size_t siz
             status = mel_fail(err, MEL_EFORMAT, "%s: %s", path, text);
     }
     tjDestroy(jpeg);
+    int rotation = jpeg_rotation(bytes, size);
+    if (status == MEL_OK && rotation) status = turn(&image, rotation, err);
     if (status == MEL_OK)
         *out = image;
     else

@@ -58,10 +58,24 @@ mel_status media_encode_tags(
 mel_status media_append_tags(media_tag_format format, const char *file, const AVDictionary *tags, int width, int height,
     const char *named, mel_error *err);
 
+// ---- animated WebP (webp.c) ---------------------------------------------------------------------
+typedef struct media_webp media_webp;
+bool media_webp_is_animated(const char *path);
+mel_status media_webp_open(const char *path, media_webp **out, mel_error *err);
+void media_webp_close(media_webp *webp);
+void media_webp_facts(const media_webp *webp, int *width, int *height, int64_t *frames, int64_t *duration_ms);
+// The whole canvas after the next frame as RGB24, its time and duration in milliseconds in best_effort_timestamp and
+// pkt_duration. AVERROR_EOF after the last one, or another FFmpeg error.
+int media_webp_next(media_webp *webp, AVFrame *out);
+
 // ---- pixels (media_pixels.c) --------------------------------------------------------------------
-// A frame [h, w, 3] (u8 or f32, contiguous) into an RGB24 AVFrame that may be larger: its further rows and columns
+// True where the pixels of each row of [h, w, 3] lie side by side; the rows may be apart (a crop).
+bool media_has_dense_rows(const mel_tensor *pixels);
+// A frame [h, w, 3] (u8 or f32, dense rows) into an RGB24 AVFrame that may be larger: its further rows and columns
 // repeat the last ones.
 void media_fill_frame(AVFrame *frame, const mel_tensor *pixels);
+// RGB24 rows, width x height, stride bytes apart, into dense out, turned clockwise by rotation (0, 90, 180, 270).
+void media_copy_turned(const uint8_t *from, ptrdiff_t stride, int width, int height, int rotation, uint8_t *out);
 // An AVFrame with its own buffer, rows padded so that SIMD may run over their ends. NULL: no memory.
 AVFrame *media_new_frame(int format, int width, int height);
 

@@ -19,14 +19,20 @@ AVFrame *media_new_frame(int format, int width, int height) {
     return frame;
 }
 
+bool media_has_dense_rows(const mel_tensor *pixels) {
+    const int64_t *strides = mel_tensor_strides(pixels);
+    return strides[2] == 1 && strides[1] == 3;
+}
+
 void media_fill_frame(AVFrame *frame, const mel_tensor *pixels) {
     const int64_t *shape = mel_tensor_shape(pixels);
     int h = (int)shape[0], w = (int)shape[1];
     bool floats = mel_tensor_dtype(pixels) == MEL_F32;
     const void *data = mel_tensor_data(pixels);
+    int64_t row_stride = mel_tensor_strides(pixels)[0];
     size_t stride = (size_t)w * 3;
     for (int y = 0; y < frame->height; y++) {
-        size_t from = (size_t)(y < h ? y : h - 1) * stride;
+        ptrdiff_t from = (ptrdiff_t)((y < h ? y : h - 1) * row_stride);
         uint8_t *row = frame->data[0] + (ptrdiff_t)y * frame->linesize[0];
         if (floats) {
             const float *source = (const float *)data + from;
@@ -37,6 +43,23 @@ void media_fill_frame(AVFrame *frame, const mel_tensor *pixels) {
         }
         for (int x = w; x < frame->width; x++)
             memcpy(row + x * 3, row + (w - 1) * 3, 3);
+    }
+}
+
+void media_copy_turned(const uint8_t *from, ptrdiff_t stride, int width, int height, int rotation, uint8_t *out) {
+    ptrdiff_t right = 3, down = stride; // steps in the source for one pixel to the right, one down in out
+    if (rotation == 90) from += (height - 1) * stride, right = -stride, down = 3;
+    if (rotation == 180) from += (height - 1) * stride + (ptrdiff_t)(width - 1) * 3, right = -3, down = -stride;
+    if (rotation == 270) from += (ptrdiff_t)(width - 1) * 3, right = stride, down = -3;
+    int out_width = rotation % 180 ? height : width, out_height = rotation % 180 ? width : height;
+    for (int y = 0; y < out_height; y++, out += (size_t)out_width * 3) {
+        const uint8_t *pixel = from + y * down;
+        if (right == 3) {
+            memcpy(out, pixel, (size_t)out_width * 3);
+            continue;
+        }
+        for (int x = 0; x < out_width; x++, pixel += right)
+            memcpy(out + (size_t)x * 3, pixel, 3);
     }
 }
 

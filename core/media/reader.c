@@ -14,6 +14,7 @@ struct mel_video_reader {
     mel_video_info info;
     AVDictionary *tags;
 
+    media_webp *webp; // instead of format and codec for an animated WebP
     AVFormatContext *format;
     AVCodecContext *codec;
     int stream;
@@ -52,6 +53,8 @@ static void forget_frames(mel_video_reader *r) {
 static void close_file(mel_video_reader *r) {
     avcodec_free_context(&r->codec);
     avformat_close_input(&r->format);
+    media_webp_close(r->webp);
+    r->webp = NULL;
     forget_frames(r);
 }
 
@@ -67,7 +70,7 @@ static mel_status open_decoder(mel_video_reader *r, const AVCodec *decoder, mel_
     if (!decoder) decoder = avcodec_find_decoder(stream->codecpar->codec_id);
     if (!decoder) return mel_fail(err, MEL_EUNSUPPORTED, "%s: this FFmpeg has no decoder for %s", r->path, name);
     r->codec = avcodec_alloc_context3(decoder);
-    if (!r->codec) return mel_fail(err, MEL_ENOMEM, "%s: no memory for the decoder", r->path);
+    if (!r->codec && !r->webp) return mel_fail(err, MEL_ENOMEM, "%s: no memory for the decoder", r->path);
     int ret = avcodec_parameters_to_context(r->codec, stream->codecpar);
     int cores = mel_threads();
     r->codec->thread_count = r->options.threads > 0 ? r->options.threads : cores < 8 ? cores : 8;
@@ -80,6 +83,7 @@ static mel_status open_decoder(mel_video_reader *r, const AVCodec *decoder, mel_
 }
 
 static mel_status open_file(mel_video_reader *r, mel_error *err) {
+    if (media_webp_is_animated(r->path)) return media_webp_open(r->path, &r->webp, err);
     media_log_begin();
     char url[PATH_MAX + 8];
     snprintf(url, sizeof url, "file:%s", r->path);
@@ -107,6 +111,7 @@ static mel_status open_file(mel_video_reader *r, mel_error *err) {
 
 static void merge_tags(mel_video_reader *r, const AVDictionary *tags) {
     bool matroska = strstr(r->format->iformat->name, "matroska") != NULL;
+    if (strcmp(r->format->iformat->name, "gif") == 0) return; // its comments are read apart
     const AVDictionaryEntry *tag = NULL;
     while ((tag = av_dict_get(tags, "", tag, AV_DICT_IGNORE_SUFFIX))) {
         char key[128];
@@ -159,31 +164,59 @@ static double stated_duration(const mel_video_reader *r) {
     return alone && r->format->duration > 0 ? (double)r->format->duration / AV_TIME_BASE : 0;
 }
 
-static mel_status fill_info(mel_video_reader *r, mel_error *err) {
+// What the file says of its video, into info and the fields about time; the rate, 0/1 where unknown.
+static mel_status stream_facts(mel_video_reader *r, AVRational *rate, mel_error *err) {
     AVStream *stream = stream_of(r);
     const AVCodecParameters *par = stream->codecpar;
     mel_video_info *info = &r->info;
-    if (par->codec_id == AV_CODEC_ID_WEBP && par->width < 1)
-        return mel_fail(err, r->cut ? MEL_EFORMAT : MEL_EUNSUPPORTED,
-            r->cut ? "%s: is cut short" : "%s: is an animated WebP, which this FFmpeg does not decode", r->path);
     if (par->width < 1 || par->height < 1)
-        return mel_fail(err, MEL_EFORMAT, "%s: no size of its frames can be found", r->path);
+        return mel_fail(
+            err, MEL_EFORMAT, r->cut ? "%s: is cut short" : "%s: no size of its frames can be found", r->path);
     info->source_width = par->width;
     info->source_height = par->height;
     info->rotation = rotation_of(stream);
-    mel_status status = fit_size(r, err);
-    if (status != MEL_OK) return status;
     info->is_image = is_still(r->path, r->format->iformat);
     info->has_audio = av_find_best_stream(r->format, AVMEDIA_TYPE_AUDIO, -1, -1, NULL, 0) >= 0;
     snprintf(info->codec, sizeof info->codec, "%s", avcodec_get_name(par->codec_id));
     const char *pixels = av_get_pix_fmt_name(par->format);
     snprintf(info->pixel_format, sizeof info->pixel_format, "%s", pixels ? pixels : "unknown");
     snprintf(info->container, sizeof info->container, "%s", r->format->iformat->name);
-
-    AVRational rate = stream->avg_frame_rate.num > 0 ? stream->avg_frame_rate : stream->r_frame_rate;
-    if (info->is_image || rate.num <= 0 || rate.den <= 0) rate = (AVRational){0, 1};
+    *rate = stream->avg_frame_rate.num > 0 ? stream->avg_frame_rate : stream->r_frame_rate;
     r->time_base = stream->time_base;
     r->origin = stream->start_time != AV_NOPTS_VALUE ? stream->start_time : 0;
+    r->stated_s = stated_duration(r);
+    info->duration_s = -1;
+    if (stream->duration > 0)
+        info->duration_s = (double)stream->duration * av_q2d(r->time_base);
+    else if (r->format->duration > 0)
+        info->duration_s = (double)r->format->duration / AV_TIME_BASE;
+    info->frames = stream->nb_frames > 0 ? stream->nb_frames : -1;
+    return MEL_OK;
+}
+
+static void webp_facts(mel_video_reader *r, AVRational *rate) {
+    mel_video_info *info = &r->info;
+    int64_t duration_ms;
+    media_webp_facts(r->webp, &info->source_width, &info->source_height, &info->frames, &duration_ms);
+    snprintf(info->codec, sizeof info->codec, "webp");
+    snprintf(info->container, sizeof info->container, "webp");
+    snprintf(info->pixel_format, sizeof info->pixel_format, "rgb24");
+    av_reduce(&rate->num, &rate->den, info->frames * 1000, duration_ms > 0 ? duration_ms : 1, 1000000);
+    r->time_base = (AVRational){1, 1000};
+    info->duration_s = (double)duration_ms / 1000;
+}
+
+static mel_status fill_info(mel_video_reader *r, mel_error *err) {
+    mel_video_info *info = &r->info;
+    AVRational rate = {0, 1};
+    mel_status status = MEL_OK;
+    if (r->webp)
+        webp_facts(r, &rate);
+    else
+        status = stream_facts(r, &rate, err);
+    if (status == MEL_OK) status = fit_size(r, err);
+    if (status != MEL_OK) return status;
+    if (info->is_image || rate.num <= 0 || rate.den <= 0) rate = (AVRational){0, 1};
     r->step = rate.num ? av_rescale_q(1, av_inv_q(rate), r->time_base) : 1;
     if (r->step < 1) r->step = 1;
     bool convert = r->options.fps_num > 0 && !info->is_image && !media_is_pattern(r->path);
@@ -193,14 +226,10 @@ static mel_status fill_info(mel_video_reader *r, mel_error *err) {
     info->fps = av_q2d(given);
     info->fps_num = given.num;
     info->fps_den = given.den;
-    r->stated_s = stated_duration(r);
-    info->duration_s = -1;
-    if (stream->duration > 0)
-        info->duration_s = (double)stream->duration * av_q2d(r->time_base);
-    else if (r->format->duration > 0)
-        info->duration_s = (double)r->format->duration / AV_TIME_BASE;
-    if (info->is_image) info->duration_s = -1;
-    info->frames = info->is_image ? 1 : stream->nb_frames > 0 ? stream->nb_frames : -1;
+    if (info->is_image) {
+        info->duration_s = -1;
+        info->frames = 1;
+    }
     if (convert) info->frames = info->duration_s > 0 ? llround(info->duration_s * info->fps) : -1;
     return MEL_OK;
 }
@@ -237,8 +266,10 @@ mel_status mel_video_reader_open(
         mel_video_reader_close(r);
         return status;
     }
-    merge_tags(r, r->format->metadata);
-    merge_tags(r, stream_of(r)->metadata);
+    if (r->format) {
+        merge_tags(r, r->format->metadata);
+        merge_tags(r, stream_of(r)->metadata);
+    }
     *out = r;
     return MEL_OK;
 }
@@ -321,7 +352,7 @@ static mel_status feed(mel_video_reader *r, mel_error *err) {
 static mel_status decode_ahead(mel_video_reader *r, mel_error *err) {
     media_log_begin();
     while (!r->ended) {
-        int ret = avcodec_receive_frame(r->codec, r->ahead);
+        int ret = r->webp ? media_webp_next(r->webp, r->ahead) : avcodec_receive_frame(r->codec, r->ahead);
         if (ret == AVERROR_EOF) {
             if (ends_early(r)) return fail_damaged(r, AVERROR_INVALIDDATA, err);
             r->ended = true;
@@ -384,24 +415,6 @@ static mel_status prepare_scaler(mel_video_reader *r, const AVFrame *frame, int 
     return MEL_OK;
 }
 
-// Turns frame clockwise by quarters of a turn into out [height, width, 3].
-static void copy_turned(const AVFrame *frame, int rotation, uint8_t *out, int width, int height) {
-    ptrdiff_t stride = frame->linesize[0];
-    const uint8_t *from = frame->data[0];
-    ptrdiff_t right = 3, down = stride; // steps in frame for one pixel to the right, one down in out
-    if (rotation == 90) from += (frame->height - 1) * stride, right = -stride, down = 3;
-    if (rotation == 180) from += (frame->height - 1) * stride + (frame->width - 1) * 3, right = -3, down = -stride;
-    if (rotation == 270) from += (frame->width - 1) * 3, right = stride, down = -3;
-    for (int y = 0; y < height; y++, out += (size_t)width * 3) {
-        const uint8_t *pixel = from + y * down;
-        if (right == 3)
-            memcpy(out, pixel, (size_t)width * 3);
-        else
-            for (int x = 0; x < width; x++, pixel += right)
-                memcpy(out + (size_t)x * 3, pixel, 3);
-    }
-}
-
 static mel_status emit(mel_video_reader *r, const AVFrame *frame, mel_tensor **out, mel_error *err) {
     const mel_video_info *info = &r->info;
     bool turned = info->rotation % 180 != 0;
@@ -415,7 +428,8 @@ static mel_status emit(mel_video_reader *r, const AVFrame *frame, mel_tensor **o
     if (status != MEL_OK) return status;
     sws_scale(r->sws, (const uint8_t *const *)frame->data, frame->linesize, 0, frame->height, r->scaled->data,
         r->scaled->linesize);
-    copy_turned(r->scaled, info->rotation, mel_tensor_data(result), info->width, info->height);
+    media_copy_turned(
+        r->scaled->data[0], r->scaled->linesize[0], width, height, info->rotation, mel_tensor_data(result));
     *out = result;
     return MEL_OK;
 }
@@ -459,7 +473,7 @@ mel_status mel_video_reader_next(mel_video_reader *r, mel_tensor **out, double *
     if (!r || !out) return mel_fail(err, MEL_EINVAL, "video_reader: no reader");
     mel_status status = mel_check_cancel(err);
     if (status != MEL_OK) return status;
-    if (!r->codec) return mel_fail(err, MEL_EINVAL, "%s: a seek has failed before", r->path);
+    if (!r->codec && !r->webp) return mel_fail(err, MEL_EINVAL, "%s: a seek has failed before", r->path);
     if (r->target.num) return next_converted(r, out, time_s, err);
     if (!r->has_hold) {
         if (!r->has_ahead) status = decode_ahead(r, err);
@@ -482,7 +496,7 @@ mel_status mel_video_reader_next(mel_video_reader *r, mel_tensor **out, double *
 // Puts the demuxer at a keyframe at or before pts, or at the start of the file; *at_start tells which.
 static mel_status place(mel_video_reader *r, int64_t pts, bool *at_start, mel_error *err) {
     media_log_begin();
-    if (pts <= r->origin || avformat_seek_file(r->format, r->stream, INT64_MIN, pts, pts, 0) < 0) {
+    if (r->webp || pts <= r->origin || avformat_seek_file(r->format, r->stream, INT64_MIN, pts, pts, 0) < 0) {
         close_file(r);
         *at_start = true;
         return open_file(r, err);

@@ -56,7 +56,7 @@ static mel_status make_plan(
     plan->columns = o->columns ? FFMIN(o->columns, count) : (int)ceil(sqrt(count));
     plan->rows = (count - 1) / plan->columns + 1;
     plan->gap = o->gap_set ? o->gap : 8;
-    plan->label_scale = o->label_scale ? o->label_scale : (int)FFMAX(1, FFMIN(4, cell_width / 160));
+    plan->label_scale = o->label_scale ? o->label_scale : (int)FFMAX(1, FFMIN(4, cell_width / 96));
     plan->label_height = o->labels ? (GLYPH_HEIGHT + 4) * plan->label_scale : 0;
     plan->width = plan->gap + plan->columns * (cell_width + plan->gap);
     plan->height = plan->gap + plan->rows * (cell_height + plan->label_height + plan->gap);

@@ -246,11 +246,14 @@ static mel_status write_frame(mel_video_writer *w, const mel_tensor *frame, mel_
         status = mel_tensor_cast(frame, MEL_F32, &floats, err);
         frame = floats;
     }
-    if (status == MEL_OK) status = mel_tensor_contiguous(frame, &dense, err);
+    if (status == MEL_OK && !media_has_dense_rows(frame)) {
+        status = mel_tensor_contiguous(frame, &dense, err);
+        frame = dense;
+    }
     if (status == MEL_OK && av_frame_make_writable(w->rgb) < 0)
         status = mel_fail(err, MEL_ENOMEM, "%s: no memory for a frame", w->target.path);
     if (status == MEL_OK) {
-        media_fill_frame(w->rgb, dense);
+        media_fill_frame(w->rgb, frame);
         status = w->sink->write(w->state, w->rgb, err);
     }
     if (status == MEL_OK) w->frames++;

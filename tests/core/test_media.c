@@ -108,7 +108,7 @@ static void test_round_trips(void) {
         int w, h;
     } cases[] = {{"a.mp4", NULL, 33, 160, 96}, {"b.mp4", "av1", 30, 160, 96}, {"c.webm", "vp9", 30, 160, 96},
         {"d.webm", "av1", 30, 160, 96}, {"e.gif", NULL, 25, 161, 97}, {"f-%03d.png", NULL, 99, 161, 97},
-        {"g-%03d.jpg", NULL, 33, 161, 97}};
+        {"g-%03d.jpg", NULL, 33, 161, 97}, {"h.webp", NULL, 30, 161, 97}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         mel_video_write_options options = {
             .codec = cases[i].codec, .fps_num = 25, .fps_den = 1, .metadata = tags, .metadata_count = 4};
@@ -225,8 +225,8 @@ static int next_number(mel_video_reader *reader) {
 }
 
 static void test_seek(void) {
-    static const char *const names[] = {"s.mp4", "s.webm", "s.gif", "s-%04d.png"};
-    for (int n = 0; n < 4; n++) {
+    static const char *const names[] = {"s.mp4", "s.webm", "s.gif", "s-%04d.png", "s.webp"};
+    for (int n = 0; n < 5; n++) {
         int count = n == 0 ? 600 : 120;
         mel_video_write_options options = {.fps_num = 30000, .fps_den = 1001, .preset = n == 0 ? "veryfast" : NULL};
         if (n == 2) options.fps_num = 25, options.fps_den = 1;
@@ -400,7 +400,8 @@ static void test_bad_files(void) {
     CHECK_FAILS(mel_image_read(in("half.webp"), &back, err), MEL_EFORMAT, "half.webp: is cut short");
     mel_tensor_unref(t);
     write_clip(in("anim.webp"), 160, 96, 12, &options);
-    CHECK_FAILS(mel_image_read(in("anim.webp"), &back, err), MEL_EUNSUPPORTED, "animated WebP");
+    cut(in("anim.webp"), in("half-anim.webp"), 0.5);
+    CHECK_FAILS(read_all(in("half-anim.webp"), err), MEL_EFORMAT, "cut short after 0.2");
 }
 
 #define OPEN_FAILS(path, status, text, ...)                                                                            \
@@ -534,6 +535,17 @@ static long resident_kb(void) {
     return pages * (sysconf(_SC_PAGESIZE) / 1024);
 }
 
+// What the process may grow by; a sanitizer keeps freed memory back.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+enum {
+    ROOM_KB = 1 << 20
+};
+#else
+enum {
+    ROOM_KB = 8192
+};
+#endif
+
 // 3,000 small frames: after the encoder has its look-ahead, nothing grows.
 static void test_memory_is_flat(void) {
     static const char *const names[] = {"flat.mp4", "flat.gif", "flat.webp"};
@@ -554,7 +566,7 @@ static void test_memory_is_flat(void) {
         CHECK_OK(mel_video_writer_finish(writer, err));
         long finished = resident_kb() - before;
         printf("     %s: %ld KiB more after 3000 frames, %ld after finish\n", names[n], grown, finished);
-        CHECK(grown < 8192 && finished < 16384);
+        CHECK(grown < ROOM_KB && finished < 2 * ROOM_KB);
     }
     mel_video_reader *reader = NULL;
     CHECK_OK(mel_video_reader_open(in("flat.mp4"), NULL, &reader, err));
@@ -565,7 +577,7 @@ static void test_memory_is_flat(void) {
         if (count == 300) before = resident_kb();
     }
     CHECK(count == 3000);
-    CHECK(resident_kb() - before < 8192);
+    CHECK(resident_kb() - before < ROOM_KB);
     mel_video_reader_close(reader);
 }
 

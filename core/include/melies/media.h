@@ -84,7 +84,8 @@ MEL_API mel_status mel_video_writer_finish(mel_video_writer *writer, mel_error *
 MEL_API void mel_video_writer_abort(mel_video_writer *writer);
 
 // ---- images -------------------------------------------------------------------------------
-// The image (or the first frame of a video) as u8 [H, W, 3]. An alpha channel is dropped.
+// The image (or the first frame of a video) as u8 [H, W, 3]. An alpha channel is dropped; a JPEG's Exif orientation is
+// honoured where it is a turn.
 MEL_API mel_status mel_image_read(const char *path, mel_tensor **out, mel_error *err);
 // One image [H, W, 3]; PNG, JPEG, WebP or GIF. options may be NULL.
 MEL_API mel_status mel_image_write(
@@ -103,7 +104,7 @@ typedef struct mel_contact_sheet_options {
     int32_t gap;               // pixels between and around the cells: 8
     const char *const *labels; // count texts under the cells, or NULL; each may be NULL, then the label before it in
                                // the row may run on. ASCII; other characters show as ?
-    int32_t label_scale; // letters are 5 x 7 pixels times this, 1..8; by the cell's width
+    int32_t label_scale;       // letters are 5 x 7 pixels times this, 1..8; by the cell's width
 } mel_contact_sheet_options;
 // Lays count frames [H, W, 3] (any sizes, each centred in a cell of the largest) out in rows on a dark ground:
 // u8 [H', W', 3].
