@@ -157,7 +157,7 @@ mel_status mel_linear_run(
     int64_t out_shape[MEL_MAX_DIMS], m = mel_tensor_numel(x) / layer->k;
     memcpy(out_shape, x->shape, sizeof out_shape);
     out_shape[x->ndim - 1] = layer->n;
-    mel_dtype run = dst == MEL_F16 ? MEL_F32 : dst;
+    mel_dtype run = dst == MEL_F16 || (dst == MEL_BF16 && layer->compute == MEL_F32) ? MEL_F32 : dst;
     mel_tensor *src = NULL, *y = NULL;
     door_op *op;
     s = mel_tensor_create(run, x->ndim, out_shape, &y, err);
