@@ -181,10 +181,12 @@ mel_status mel_add_inplace(mel_tensor *y, double alpha, const mel_tensor *x, con
     mel_walk w;
     mel_walk_init(&w, y->ndim, y->shape);
     memcpy(w.strides[0], y->strides, sizeof w.strides[0]);
-    if (!mel_broadcast_strides(x, y->ndim, y->shape, w.strides[1]) ||
-        (gate && !mel_broadcast_strides(gate, y->ndim, y->shape, w.strides[2])))
+    const mel_tensor *misfit = !mel_broadcast_strides(x, y->ndim, y->shape, w.strides[1])              ? x
+                               : gate && !mel_broadcast_strides(gate, y->ndim, y->shape, w.strides[2]) ? gate
+                                                                                                       : NULL;
+    if (misfit)
         return mel_fail(err, MEL_EINVAL, "add in place: %s does not stretch to %s",
-            mel_tensor_shape_text(x, sx, sizeof sx), mel_tensor_shape_text(y, sy, sizeof sy));
+            mel_tensor_shape_text(misfit, sx, sizeof sx), mel_tensor_shape_text(y, sy, sizeof sy));
     if (mel_tensor_numel(y) == 0) return MEL_OK;
     mel_walk_merge(&w, gate ? 3 : 2);
     int last = w.ndim - 1;

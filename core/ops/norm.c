@@ -38,7 +38,8 @@ static mel_status norm(const norm_job *job, mel_tensor **out, mel_error *err) {
     if (!s) s = mel_vector(job->bias, d, job->what, "bias", &bias, err);
     for (int i = 0; i < 2 && !s; i++) {
         if (!asked[i]) continue;
-        if (!mel_is_float(asked[i]->dtype) || !mel_broadcast_strides(asked[i], x->ndim, x->shape, w.strides[i]) ||
+        if (!mel_is_float(asked[i]->dtype) || asked[i]->ndim < 1 ||
+            !mel_broadcast_strides(asked[i], x->ndim, x->shape, w.strides[i]) ||
             asked[i]->shape[asked[i]->ndim - 1] != d)
             s = mel_fail(err, MEL_EINVAL, "%s: %s %s does not stretch to x %s", job->what, i ? "shift" : "scale",
                 mel_tensor_shape_text(asked[i], st, sizeof st), mel_tensor_shape_text(x, sx, sizeof sx));
@@ -118,8 +119,8 @@ mel_status mel_group_norm(const mel_tensor *x, int groups, const mel_tensor *wei
     if (x->ndim < 2 || groups < 1 || x->shape[x->ndim - 1] % groups)
         return mel_fail(err, MEL_EINVAL, "group_norm: %d groups do not divide x %s", groups,
             mel_tensor_shape_text(x, sx, sizeof sx));
-    if ((unsigned)act > MEL_ACT_SIGMOID)
-        return mel_fail(err, MEL_EINVAL, "group_norm: unknown activation %d", (int)act);
+    if (!(eps >= 0) || (unsigned)act > MEL_ACT_SIGMOID)
+        return mel_fail(err, MEL_EINVAL, "group_norm: eps %g, activation %d", eps, (int)act);
     int64_t n = x->shape[0], c = x->shape[x->ndim - 1], per = c / groups;
     int64_t inner = n && c ? mel_tensor_numel(x) / n / c : 0;
     mel_tensor *src = NULL, *y = NULL, *result = NULL, *w = NULL, *b = NULL;

@@ -1,6 +1,7 @@
 // Dispatch of the row kernels, strided walks, copies and casts.
 #include "tensor/rows.h"
 
+#include <math.h>
 #include <melies/ops.h>
 #include <stdlib.h>
 #include <string.h>
@@ -218,7 +219,8 @@ mel_status mel_tensor_fill(mel_tensor *dst, double value, mel_error *err) {
         float f = (float)value;
         mel_rows()->store((int)dst->dtype, &f, one, 1);
     } else {
-        put_integer(dst->dtype, one, value != value ? 0 : value >= 0x1p63 ? INT64_MAX : (int64_t)value);
+        double v = value != value ? 0 : nearbyint(value);
+        put_integer(dst->dtype, one, v >= 0x1p63 ? INT64_MAX : v < -0x1p63 ? INT64_MIN : (int64_t)v);
     }
     mel_walk w;
     mel_walk_init(&w, dst->ndim, dst->shape);
