@@ -119,6 +119,19 @@ static void binary_shapes(void) {
         }
 }
 
+// Integers are rounded and saturated, as casts do.
+static void filling(void) {
+    static const double values[] = {2.7, -2.7, 300, -1e300, 1e300, NAN, -INFINITY},
+                        want[] = {3, -3, 127, -128, 127, 0, -128};
+    for (int i = 0; i < 7; i++) {
+        mel_tensor *t = NULL;
+        CHECK_OK(mel_tensor_zeros(MEL_S8, SHAPE(3), &t, err));
+        CHECK_OK(mel_tensor_fill(t, values[i], err));
+        close_to("fill", t, (double[]){want[i], want[i], want[i]}, 0, 0);
+        DROP(t);
+    }
+}
+
 static void clamping(void) {
     mel_tensor *x = random_tensor(MEL_F32, SHAPE(50)), *y = NULL;
     double *v = values_of(x);
@@ -457,6 +470,7 @@ int main(void) {
         RUN(binaries);
         RUN(binary_shapes);
         RUN(clamping);
+        RUN(filling);
         RUN(adding_in_place);
         RUN(reductions);
         RUN(moving);
