@@ -19,7 +19,7 @@ return {
     local denoise = job:guide(model, { text = job:encode(model, p.prompt), negative = job:encode(model, p.negative) })
     denoise = melies.consistency.hold_first(denoise, model, known, noise)
     local latent = job:sample(p.sampler, denoise, noise, job:sigmas(model))
-    local frames = model:decode(melies.consistency.set_first(latent, known))
+    local frames = job:decode(model, melies.consistency.set_first(latent, known))
     job:save(frames)
     return frames
   end,

@@ -27,7 +27,7 @@ return {
     for i, name in ipairs(names) do
       -- A guide may keep state over the steps of one film: each film gets its own.
       local latent = job:sample(name, job:guide(model, texts), noise, sigmas, { label = name, params = {} })
-      films[i] = model:decode(latent)
+      films[i] = job:decode(model, latent)
     end
     local sheet = melies.media.contact_sheet(films, { columns = p.columns, labels = names, scale = p.scale })
     job:save(sheet)

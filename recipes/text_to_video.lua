@@ -12,7 +12,7 @@ return {
     local shape = job:shape(model)
     local denoise = job:guide(model, { text = job:encode(model, p.prompt), negative = job:encode(model, p.negative) })
     local latent = job:sample(p.sampler, denoise, job:noise(shape), job:sigmas(model))
-    local frames = model:decode(latent)
+    local frames = job:decode(model, latent)
     job:save(frames)
     return frames
   end,

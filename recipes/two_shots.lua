@@ -25,7 +25,7 @@ return {
       if anchor then denoise = melies.consistency.hold_first(denoise, model, anchor, noise) end
       local latent = job:sample(p.sampler, denoise, noise, job:sigmas(model), { label = "shot " .. i, stream = i })
       if anchor then latent = melies.consistency.set_first(latent, anchor) end
-      films[i] = model:decode(latent)
+      films[i] = job:decode(model, latent)
       anchor = p.link and model:encode_video(films[i]:slice(1, -1)) or nil
     end
     -- The second shot's first frame is the first shot's last: it is shown once.

@@ -35,7 +35,7 @@ return {
     local sigmas = below(job:sigmas(model), p.strength)
     local start = model:add_noise(source, job:noise(shape), sigmas[1])
     local denoise = job:guide(model, { text = job:encode(model, p.prompt), negative = job:encode(model, p.negative) })
-    local frames = model:decode(job:sample(p.sampler, denoise, start, sigmas))
+    local frames = job:decode(model, job:sample(p.sampler, denoise, start, sigmas))
     job:save(frames)
     return frames
   end,

@@ -6,10 +6,6 @@ local ffi = require "ffi"
 local lib = require "melies.ffi.lib"
 local recipe = require "melies.recipe"
 
-ffi.cdef [[
-int getpid(void);
-]]
-
 local M = {}
 local Job = {}
 Job.__index = Job
@@ -150,6 +146,16 @@ function Job:sample(sampler, denoise, x, sigmas, opts)
   })
 end
 
+-- Frames of a latent, with a progress bar.
+function Job:decode(model, latent)
+  local stage, parts = self:progress("decoding", latent.shape[2]), {}
+  model:decode_stream(latent, function(frames, i)
+    parts[#parts + 1] = frames
+    stage:step(i)
+  end)
+  return #parts == 1 and parts[1] or require("melies.tensor").concat(parts, 1)
+end
+
 -- ---- the output ------------------------------------------------------------------------------------
 
 local function plain(value)
@@ -205,19 +211,12 @@ function Job:writer(opts)
   return writer
 end
 
--- A place that cannot take the output is told before the work, not after it.
+-- A place that cannot take the output, and a format that is not known, are told before the work, not after it.
 local function check_output(path)
-  local folder = path:match("^(.*)/[^/]*$") or "."
-  if folder == "" then folder = "/" end
-  if path:sub(-1) == "/" then recipe.fail(("output '%s' is a folder; name a file in it"):format(path)) end
-  local probe = ("%s/.melies-%d-probe"):format(folder, ffi.C.getpid())
-  local f, message = io.open(probe, "wb")
-  if not f then
-    message = message:gsub("^.-: ", "")
-    recipe.fail(("cannot write output %s: %s"):format(path, message))
-  end
-  f:close()
-  os.remove(probe)
+  local ok, writer, message = pcall(require("melies.media").writer, path)
+  if not ok then writer, message = nil, (tostring(writer):gsub("^[^\n]-%.lua:%d+: ", "")) end
+  if not writer then recipe.fail(message) end
+  writer:abort()
 end
 
 -- ---- beginning and end -----------------------------------------------------------------------------

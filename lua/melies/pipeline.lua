@@ -11,7 +11,7 @@
 --   model:to_x0(x, sigma, prediction)        -> estimate of the clean latent
 --   model:add_noise(latent, noise, sigma)    -> the noised latent of that sigma
 --   model:decode(latent)                     -> frames [N, H, W, 3], f32 in [0, 1]
---   model:decode_stream(latent, sink)        -> number of frames; sink(frames) gets them as they come
+--   model:decode_stream(latent, sink)        -> number of frames; sink(frames, i) gets them as they come
 --   model:encode_video(frames)               -> latent [C, T, H, W]
 --   model.name, .folder, .config, .defaults, .space, .text_len, .stride { time, height, width }, .frame_grid
 local T = require "melies.tensor"
@@ -243,11 +243,11 @@ function Model:decode_stream(latent, sink)
   local decoder, count = self.autoencoder:decoder(), 0
   for i = 1, latent.shape[2] do
     local frames = decoder:push(latent:slice(2, i, i))
-    if frames and frames.shape[1] > 0 then
-      sink(frames)
+    if frames.shape[1] > 0 then
+      sink(frames, i)
       count = count + frames.shape[1]
     end
-    if lib.C.mel_canceled() then return nil, "canceled" end
+    if lib.C.mel_canceled() then error(lib.canceled, 0) end
   end
   return count
 end

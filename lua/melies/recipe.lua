@@ -161,7 +161,7 @@ end
 -- What every recipe takes. A recipe's own declaration of the same name stands before it.
 local common = {
   output = { "output", short = "o", help = "the file to write; its ending says the format" },
-  seed = { "integer", default = 0, min = 0, max = 2 ^ 53, help = "the same seed gives the same film" },
+  seed = { "integer", default = 0, min = 0, help = "the same seed gives the same film" },
 }
 
 -- The table of parameters with the common ones, and their names in the order of --help: required ones, then the
