@@ -166,28 +166,33 @@ end
 commands.run = { "run RECIPE [--NAME VALUE...]", "run a recipe: a name (melies list recipes) or a Lua file",
   function(words, settings)
     if words[1] == "--help" or words[1] == "-h" then out(usage_of "run") return OK end
-    -- options of the program may stand before the recipe's name; --plugin-path says where it is looked for
-    local early = { plugin_paths = {} }
-    local names = take_options(early, words)
-    local name
-    for i, word in ipairs(words) do
-      if word == names[1] then name = table.remove(words, i) break end
+    local i = 1 -- options of the program that stand before the recipe's name
+    while words[i] do
+      local after = take_option(settings, words, i)
+      if not after then break end
+      i = after
     end
+    local name, rest = words[i], {}
     if not name or name:sub(1, 1) == "-" then
       stop(USAGE, "run: which recipe? melies list recipes shows them")
     end
-    for _, path in ipairs(early.plugin_paths) do settings.plugin_paths[#settings.plugin_paths + 1] = path end
+    for k = i + 1, #words do rest[#rest + 1] = words[k] end
+    -- --plugin-path after the name counts for finding it, all other options only when its parameters are known
+    local before = #settings.plugin_paths
+    for k, word in ipairs(rest) do
+      local path = word:match "^%-%-plugin%-path=(.+)$" or (word == "--plugin-path" and rest[k + 1])
+      if path then settings.plugin_paths[#settings.plugin_paths + 1] = path end
+    end
     apply(settings)
     local recipe = require "melies.recipe"
     local plugin = find_recipe(name)
-    local declared = recipe.params(plugin)
-    early = { plugin_paths = {} }
-    words = take_options(early, words, declared)
-    early.plugin_paths = settings.plugin_paths
-    for key, value in pairs(early) do settings[key] = value end
-    apply(settings)
+    if not plugin.script then -- a script's words are its own
+      for k = #settings.plugin_paths, before + 1, -1 do settings.plugin_paths[k] = nil end
+      rest = take_options(settings, rest, recipe.params(plugin))
+      apply(settings)
+    end
 
-    local values, message, code = recipe.parse(plugin, words)
+    local values, message, code = recipe.parse(plugin, rest)
     if not values and code == OK then out(message) return OK end
     if not values then stop(code, "%s", message) end
     local result
@@ -220,14 +225,15 @@ commands.list = { "list [KIND]", "every plugin: samplers, schedules, guides, rec
     local kinds, kind = registry.kinds(), words[1]
     no_more(words, 1, "list")
     if kind then
-      local names = {}
-      for i, k in ipairs(kinds) do names[i] = k .. "s" end
-      local found
-      for _, k in ipairs(kinds) do if kind == k or kind == k .. "s" then found = k end end
+      local names, found = {}, nil
+      for _, k in ipairs(kinds) do
+        names[#names + 1] = k .. "s"
+        if kind == k or kind == k .. "s" then found = { k } end
+      end
       if not found then
         stop(USAGE, "list: no kind '%s'%s (%s)", kind, suggest(kind, names), table.concat(names, ", "))
       end
-      kinds = { found }
+      kinds = found
     end
     local term = require "melies.term"
     local width = term.isatty(1) and term.size(1) or math.huge -- a pipe gets the whole line

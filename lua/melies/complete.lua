@@ -101,12 +101,19 @@ local function keys_of(t)
 end
 
 -- Names of options of the call whose table is open: a plugin named in an earlier argument has declared parameters; a
--- Lua function's doc comment and first line name its options as `name=`.
-local function parameters(text, brace_at, env)
-  local head = text:sub(1, brace_at - 1)
-  local callee, arguments = head:match "([%a_][%w_%.:]*)%s*%(([^()]*)$"
-  if not callee then callee, arguments = head:match "([%a_][%w_%.:]*)%s*$", "" end
-  if not callee then return {} end
+-- Lua function's doc comment and first line name its options as `name=`. open: the brackets, the table's last.
+local function parameters(text, open, env)
+  local head = text:sub(1, open[#open].at - 1)
+  local callee, arguments = head:match "([%a_][%w_%.:]*)%s*$", "" -- f { ...
+  if not callee then
+    local at
+    for i = #open - 1, 1, -1 do
+      if open[i].char == "(" then at = open[i].at break end
+    end
+    if not at then return {} end
+    callee, arguments = text:sub(1, at - 1):match "([%a_][%w_%.:]*)%s*$", head:sub(at + 1) -- f(x, { ... or { key = { ...
+    if not callee then return {} end
+  end
   local out = {}
   for name in arguments:gmatch "[\"']([^\"']+)[\"']" do
     local ok, entries = pcall(function() return require("melies.registry").list() end)
@@ -129,7 +136,7 @@ local function parameters(text, brace_at, env)
     fn = ok and found or nil
   end
   if type(fn) == "function" then
-    local doc, signature = help.of_function(fn)
+    local doc, signature = help.of_function(fn, callee)
     for key in ((doc or "") .. "\n" .. (signature or "")):gmatch "%f[%w_]([%a_][%w_]*)%s?=%f[^=]" do
       out[#out + 1] = key
     end
@@ -239,7 +246,7 @@ function complete.at(text, env)
     local inside = text:sub(innermost.at + 1)
     local word = inside:match "^%s*([%a_]?[%w_]*)$" or inside:match ".*[,;]%s*([%a_]?[%w_]*)$"
     if word then
-      local found = starting_with(parameters(text, innermost.at, env), word)
+      local found = starting_with(parameters(text, state.open, env), word)
       if #found > 0 then
         for i, name in ipairs(found) do found[i] = name .. " = " end
         return #word, found

@@ -47,8 +47,30 @@ function help.of_file(path)
   return lines and head(lines)
 end
 
--- The doc comment of a Lua function and the text of its first line; nil where its source is not a file.
-function help.of_function(fn)
+-- The comment that begins with a call of name ("-- tensor.noise(shape, { ... }): ..."), for functions that other functions
+-- make; else the one above an assignment to it.
+local function about_name(lines, name)
+  local call = "^%s*%-%-%s*[%w_%.:]*%f[%w_]" .. name .. "%s*[%({]"
+  for i, line in ipairs(lines) do
+    if line:find(call) then
+      local last = i
+      while lines[last + 1] and comment(lines[last + 1]) do last = last + 1 end
+      local block = {}
+      for k = i, last do block[#block + 1] = comment(lines[k]) end
+      return joined(block)
+    end
+  end
+  for i, line in ipairs(lines) do
+    if line:find("[%.:]" .. name .. "%s*=%f[^=]") then
+      local doc = above(lines, i)
+      if doc then return doc end
+    end
+  end
+end
+
+-- The doc comment of a Lua function and the text of its first line; nil where its source is not a file. name: what it is
+-- called, for functions that have no comment of their own.
+function help.of_function(fn, name)
   local where = debug.getinfo(fn, "S")
   if where.what == "C" or where.source:sub(1, 1) ~= "@" then return nil end
   local lines = lines_of(where.source:sub(2))
@@ -56,7 +78,13 @@ function help.of_function(fn)
   local signature = (lines[where.linedefined] or ""):gsub("^%s*local%s+", ""):gsub("^%s+", "")
   signature = signature:match "^function%s+(.-%b())" or signature:match "^(.-)%s*=%s*function%s*%b()" and
     signature:gsub("%s*=%s*function%s*", ""):match "^.-%b()" or signature
-  return above(lines, where.linedefined), signature, where.source:sub(2), where.linedefined
+  local doc = above(lines, where.linedefined)
+  local last = name and name:match "[%w_]+$"
+  if last and not doc then
+    doc = about_name(lines, last)
+    if not signature:find(last, 1, true) then signature = name end
+  end
+  return doc, signature, where.source:sub(2), where.linedefined
 end
 
 -- The file that a module is made of, through package.path.
@@ -132,7 +160,7 @@ function help.about(name, env)
     if ok and found ~= nil then value = found break end
   end
   if type(value) == "function" then
-    local doc, signature, path, line = help.of_function(value)
+    local doc, signature, path, line = help.of_function(value, name)
     if path then
       out[#out + 1] = ("%s\n%s\n(%s:%d)"):format(signature, doc or "(no comment)", path, line)
     elseif not doc then

@@ -8,6 +8,8 @@ local show = require "melies.show"
 local term = require "melies.term"
 local log = require "melies.log"
 
+local EPIPE = 32
+
 local repl = {
   long_s = 0.5,       -- evaluations that take longer say how long
   history_lines = 2000,
@@ -407,9 +409,18 @@ local function run_terminal(session, host)
 end
 
 local function run_lines(session)
+  local broken
+  session.write = function(text)
+    local ok, message, number = io.stdout:write(text, "\n")
+    if not ok then broken = { message = message, closed = number == EPIPE } end
+  end
   for line in io.stdin:lines() do
     local state = session:feed((line:gsub("\r$", "")))
     if session.interrupted then return 130 end
+    if broken then
+      if not broken.closed then session.fail("standard output: " .. broken.message) end
+      return broken.closed and not session.failed and 0 or 1
+    end
     if state == "quit" then break end
   end
   session:finish()

@@ -176,6 +176,10 @@ t.test("run: a recipe file, its parameters, its help", function()
   t.eq(out, "count is 5\n")
   out = sh "melies --quiet run ./counts.lua"
   t.eq(out, "count is 3\n")
+  out, err = sh "mkdir -p counts.lua.d && melies --quiet run --plugin-path counts.lua.d counts.lua --threads=1 --count=4"
+  t.eq(out, "count is 4\n", err)
+  write(scratch .. "/script.lua", "print(table.concat({ ... }, ' '), #arg)\n")
+  t.eq((sh "melies run script.lua --threads x"), "--threads x\t2\n")
   out, err, code = sh "melies run counts.lua --help"
   t.eq(code, 0, err)
   for _, part in ipairs { "--count", "how many", "1..9", "default: 3" } do has(out, part) end
@@ -200,9 +204,7 @@ end)
 
 t.test("Ctrl-C stops a recipe: 130, one line", function()
   recipe("waits", [[local n = 0 while true do n = n + #tostring(n) end]])
-  local out, err, code = sh "timeout --preserve-status -s INT 0.5 melies run waits.lua"
-  local _ = out
-  out, err, code = sh(("timeout --preserve-status -s INT 0.7 %s run waits.lua"):format(program))
+  local out, err, code = sh(("timeout --preserve-status -s INT 0.7 %s run waits.lua"):format(program))
   t.eq(code, 130, err)
   t.eq(out, "")
   t.eq(err, "melies: interrupted\n")

@@ -220,6 +220,16 @@ t.test("plugin names in strings, parameters in tables", function()
   t.eq(n, 4)
   t.eq((candidates 'melies.run("text_to_video", { prompt = '), (candidates ""))
   t.ok((candidates "progress.bar { lab"):find("label = ", 1, true))
+  t.eq((candidates 'sampling.run("heun", f(x), x, s, { params = { s_ch'), "s_churn = ")
+  t.ok((candidates "tensor.noise({2, 3}, { se"):find("seed = ", 1, true))
+end)
+
+t.test("a reader that has left ends the session", function()
+  local p = io.popen(("yes 1 | timeout 20 %s repl 2>&1 | head -2"):format(
+    os.getenv "MELIES_BUILD" .. "/melies"))
+  local text = p:read "*a"
+  p:close()
+  t.ok(text:find "^1\n1\n", text)
 end)
 
 t.test("files in strings", function()
