@@ -76,8 +76,10 @@ static mel_status open_decoder(mel_video_reader *r, const AVCodec *decoder, mel_
     r->codec->thread_count = r->options.threads > 0 ? r->options.threads : cores < 8 ? cores : 8;
     r->codec->pkt_timebase = stream->time_base;
     r->codec->max_pixels = (int64_t)MEDIA_MAX_SIDE * MEDIA_MAX_SIDE;
-    // A still image that is cut short must not pass for a whole one.
-    if (is_still(r->path, r->format->iformat)) r->codec->err_recognition |= AV_EF_EXPLODE | AV_EF_CRCCHECK;
+    // A still image that is cut short must not pass for a whole one. (FFmpeg's TIFF decoder refuses good files then.)
+    enum AVCodecID id = stream->codecpar->codec_id;
+    if (id == AV_CODEC_ID_PNG || id == AV_CODEC_ID_WEBP || id == AV_CODEC_ID_MJPEG)
+        r->codec->err_recognition |= AV_EF_EXPLODE | AV_EF_CRCCHECK;
     if (ret >= 0) ret = avcodec_open2(r->codec, decoder, NULL);
     return ret < 0 ? media_fail_av(err, r->path, "cannot be decoded", ret) : MEL_OK;
 }
@@ -446,7 +448,8 @@ static int64_t end_of_hold(const mel_video_reader *r) {
     return r->hold->pts + (r->hold->pkt_duration > 0 ? r->hold->pkt_duration : r->step);
 }
 
-// At the target rate: slot k shows the newest frame whose slot is k or before.
+// At the target rate: slot k shows the newest frame whose slot is k or before. The last slot ends where the stream
+// does.
 static mel_status next_converted(mel_video_reader *r, mel_tensor **out, double *time_s, mel_error *err) {
     for (;;) {
         if (!r->has_ahead && !r->ended) {
@@ -456,8 +459,7 @@ static mel_status next_converted(mel_video_reader *r, mel_tensor **out, double *
         if (!r->has_ahead || (r->has_hold && slot_of(r, r->ahead->pts) > r->slot)) break;
         move_ahead_to_hold(r);
     }
-    bool past =
-        r->has_hold && !r->has_ahead && r->slot > slot_of(r, r->hold->pts) && r->slot >= slot_of(r, end_of_hold(r));
+    bool past = r->has_hold && !r->has_ahead && r->slot >= FFMAX(1, slot_of(r, end_of_hold(r)));
     if (!r->has_hold || past) {
         *out = NULL;
         return MEL_OK;

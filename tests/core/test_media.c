@@ -275,8 +275,8 @@ static void test_rates_and_sizes(void) {
         int got = 0, number;
         for (; (number = next_number(reader)) >= 0; got++)
             CHECK(fabs(number / 30.0 - got / fps) <= 0.5 / fps + 0.51 / 30 || number == 89);
-        CHECK_NEAR(got, 3 * fps, 1);
-        CHECK_NEAR((double)info.frames, got, 1);
+        CHECK(got == lround(3 * fps));
+        CHECK(info.frames == got);
         CHECK_OK(mel_video_reader_seek(reader, 2.0, err));
         CHECK_NEAR(next_number(reader), 60, 1);
         mel_video_reader_close(reader);
