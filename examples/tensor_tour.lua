@@ -27,5 +27,6 @@ print("linear with gelu", table.concat(layer(a, { act = "gelu" }).shape, "x"))
 local first, again = melies.noise({ 3 }, { seed = 42 }), melies.noise({ 3 }, { seed = 42 })
 print("same seed, same noise", (first - again):abs():amax() == 0)
 
--- Memory is counted.
-print("live bytes", tonumber(require("melies.ffi.lib").C.mel_mem_live()) > 0)
+-- A tensor knows its size; the collector frees it, :free() does so at once.
+print("bytes", a:bytes())
+a:free()

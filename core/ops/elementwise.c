@@ -4,6 +4,9 @@
 #include <math.h>
 #include <string.h>
 
+_Static_assert((int)K_SIGMOID == (int)MEL_ACT_SIGMOID && (int)K_RECIP == (int)MEL_RECIP && (int)K_POW == (int)MEL_POW,
+    "operation codes agree");
+
 enum {
     CHUNK = 1024
 };

@@ -2,13 +2,10 @@
 #include "tensor/rows.h"
 
 #include <math.h>
-#include <melies/ops.h>
 #include <stdlib.h>
 #include <string.h>
 
 _Static_assert((int)K_BF16 == (int)MEL_BF16 && (int)K_I64 == (int)MEL_I64, "dtypes agree");
-_Static_assert((int)K_SIGMOID == (int)MEL_ACT_SIGMOID && (int)K_RECIP == (int)MEL_RECIP && (int)K_POW == (int)MEL_POW,
-    "operation codes agree");
 
 enum {
     CHUNK = 1024,

@@ -79,6 +79,7 @@ typedef struct mel_meta_value {
     int64_t length;   // bytes of text
 } mel_meta_value;
 
+// How many pairs, their keys, and what kind of value each has.
 MEL_API int64_t mel_weights_meta_count(const mel_weights *w);
 MEL_API const char *mel_weights_meta_key(const mel_weights *w, int64_t index); // NULL outside 0..count-1
 MEL_API int64_t mel_weights_meta_find(const mel_weights *w, const char *key);  // -1 where there is none
