@@ -21,7 +21,9 @@ return {
   run = function(_, job)
     local model = job:load()
     local p = job:defaults(model)
-    local input = job:check(melies.media.load(p.video, { width = p.width, height = p.height, frames = p.frames }))
+    -- At the film's own rate: motion keeps its speed.
+    local input = job:check(melies.media.load(p.video,
+      { width = p.width, height = p.height, fps = p.fps, frames = p.frames }))
     if input.shape[1] < p.frames then
       job:notice("the input has %d frames; the film is as long", input.shape[1])
       p.frames = input.shape[1]

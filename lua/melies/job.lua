@@ -182,15 +182,22 @@ function Job:metadata()
   }
 end
 
+-- What media.save and media.writer are told: the job's parameters, then opts.
+function Job:output_settings(opts)
+  local p = self.params
+  local settings = { fps = p.fps, quality = p.quality, bitrate = p.bitrate, codec = p.codec, metadata = self:metadata() }
+  for key, value in pairs(opts or {}) do settings[key] = value end
+  settings.output = nil
+  return settings
+end
+
 -- Writes frames [T, H, W, 3] to the job's output and returns its path; without an output (a call from Lua) nothing
--- is written. opts: fps=, quality=, output=, and what else media.save takes.
+-- is written. opts: output=, and what media.save takes.
 function Job:save(frames, opts)
   local path = (opts and opts.output) or self.output
   if not path then return nil end
   self:check_cancel()
-  local settings = { fps = self.params.fps, quality = self.params.quality, metadata = self:metadata() }
-  for key, value in pairs(opts or {}) do settings[key] = value end
-  settings.output = nil
+  local settings = self:output_settings(opts)
   local stage = self:progress("writing " .. path, 1)
   self:check(require("melies.media").save(path, frames, settings))
   stage:step(1)
@@ -202,9 +209,7 @@ end
 function Job:writer(opts)
   local path = (opts and opts.output) or self.output
   if not path then return nil end
-  local settings = { fps = self.params.fps, quality = self.params.quality, metadata = self:metadata() }
-  for key, value in pairs(opts or {}) do settings[key] = value end
-  settings.output = nil
+  local settings = self:output_settings(opts)
   local writer = self:check(require("melies.media").writer(path, settings))
   self.writers[#self.writers + 1] = writer
   self.saved = path
@@ -212,8 +217,8 @@ function Job:writer(opts)
 end
 
 -- A place that cannot take the output, and a format that is not known, are told before the work, not after it.
-local function check_output(path)
-  local ok, writer, message = pcall(require("melies.media").writer, path)
+local function check_output(path, settings)
+  local ok, writer, message = pcall(require("melies.media").writer, path, settings)
   if not ok then writer, message = nil, (tostring(writer):gsub("^[^\n]-%.lua:%d+: ", "")) end
   if not writer then recipe.fail(message) end
   writer:abort()
@@ -237,7 +242,8 @@ end
 
 -- Called by the runner before the recipe's own function.
 function Job:begin()
-  if self.output then check_output(self.output) end
+  local p = self.params
+  if self.output then check_output(self.output, { quality = p.quality, bitrate = p.bitrate, codec = p.codec }) end
 end
 
 -- Called by the runner: ends bars, drops unfinished writers, frees what the job made but for `result`.

@@ -202,7 +202,9 @@ function M.generation(own)
     guide = { "guide", from_model = true, help = "melies list guides" },
     guidance = { "number", from_model = true, min = 0, max = 100, help = "how strongly the prompt steers; 1 is off" },
     truncate = { "boolean", default = false, help = "cut a prompt that is longer than the model takes" },
-    quality = { "number", min = 0, max = 100, help = "quality of the output file" },
+    quality = { "number", min = 1, max = 100, help = "quality of the output file; each format has its own default" },
+    bitrate = { "integer", min = 1000, max = 1e9, help = "bits a second of the output, in place of quality" },
+    codec = { "string", help = "h264 or av1 in .mp4, vp9 or av1 in .webm" },
   }
   for name, spec in pairs(own or {}) do params[name] = spec or nil end
   return params

@@ -124,6 +124,16 @@ t.test("video_to_video: a short input gives a short film", function()
   t.eq(frames.shape[1], 5)
 end)
 
+t.test("video_to_video: another frame rate keeps the speed of the motion", function()
+  local fast, frames = folder .. "/fast.mp4", pixels(assert(melies.media.load(source)))
+  local doubled = {}
+  for i = 1, frames.shape[1] do doubled[2 * i - 1], doubled[2 * i] = frames:slice(1, i, i), frames:slice(1, i, i) end
+  assert(melies.media.save(fast, doubled, { fps = 2 * d.fps }))
+  local film = assert(melies.run("video_to_video", { video = fast, prompt = "a ball", steps = 4, strength = 0.05 }))
+  t.eq(film.shape[1], d.frames)
+  t.ok((film - frames):abs():mean() < 0.08, "frame by frame the film it was made of")
+end)
+
 t.test("two_shots: both are there, and they are linked", function()
   local path = folder .. "/shots.mp4"
   local given = { prompt = "a small star at night", second = "a green cube in the desert", steps = 6, output = path }
@@ -196,6 +206,8 @@ t.test("bad input: one line, the right exit code, no file", function()
     { base .. "--model nothing-here -o no.mp4", 1, "nothing-here" },
     { base .. "-o /nowhere/no.mp4", 1, "/nowhere/no.mp4" },
     { base .. "-o no.xyz", 1, "no.xyz" },
+    { base .. "--codec h265 -o no.mp4", 1, "h265" },
+    { base .. "--codec vp9 -o no.mp4", 1, "vp9" },
     { 'run text_to_video -o no.mp4', 2, "prompt is needed" },
     { ('run text_to_video --steps 2 --prompt "%s" -o no.mp4'):format(long), 1, "tokens; starter takes" },
     { 'run image_to_video --prompt ball --image nowhere.png -o no.mp4', 1, "nowhere.png" },
