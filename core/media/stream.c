@@ -58,8 +58,8 @@ static void choose_options(const media_target *target, AVCodecContext *codec, AV
     } else {
         av_dict_set(dict, "preset", o->preset, 0);
     }
-    // SVT-AV1 writes its banner to stderr unless told otherwise, past FFmpeg's log.
-    if (strcmp(encoder, "libsvtav1") == 0) setenv("SVT_LOG", "1", 0);
+    // SVT-AV1 writes to stderr, past FFmpeg's log, unless told otherwise: 0 leaves fatal errors.
+    if (strcmp(encoder, "libsvtav1") == 0) setenv("SVT_LOG", "0", 0);
 }
 
 static int open_codec(media_encoder *e, const AVCodec *which) {
@@ -122,6 +122,11 @@ mel_status media_encoder_open(const media_target *target, media_encoder **out, m
     if (!which)
         return mel_fail(
             err, MEL_EUNSUPPORTED, "%s: this FFmpeg has no encoder for %s", target->path, target->options.codec);
+    // SVT-AV1 takes sides from 64 pixels on.
+    bool small = target->width < 64 || target->height < 64;
+    const AVCodec *other =
+        small && strcmp(which->name, "libsvtav1") == 0 ? avcodec_find_encoder_by_name("libaom-av1") : NULL;
+    if (other) which = other;
     media_encoder *e = mel_alloc_zero(sizeof *e, err);
     if (!e) return MEL_ENOMEM;
     e->target = target;

@@ -127,7 +127,8 @@ end
 -- The next frame is then the one on screen at this time.
 function Reader:seek(seconds)
   if type(seconds) ~= "number" then error("seek: a time in seconds is wanted, not " .. tostring(seconds), 2) end
-  return expected(C.mel_video_reader_seek(open_handle(self), seconds, err))
+  local ok, message = expected(C.mel_video_reader_seek(open_handle(self), seconds, err))
+  return ok, message
 end
 
 -- for frame, time in reader:frames() do ... end. Raises where the file is damaged.
@@ -144,9 +145,7 @@ function Reader:read(count)
   if count ~= nil and (type(count) ~= "number" or count < 1) then
     error("read: a number of frames above 0 is wanted, not " .. tostring(count), 2)
   end
-  local room = count or 64
-  local info = not count and self:info()
-  if info and info.frames then room = math.max(1, info.frames) end
+  local room = math.max(1, math.min(count or math.huge, self:info().frames or 64))
   local clip, got, shape
   while not count or got ~= count do
     local frame, message = self:next()
@@ -238,16 +237,21 @@ local function options_of(what, options, level)
   return o, keep
 end
 
+local function open_writer(what, path, options)
+  check_path(what, path, 3)
+  local o, keep = options_of(what, options or {}, 3)
+  local box = lib.out("mel_video_writer*")
+  local ok, message = expected(C.mel_video_writer_open(path, o, box, err), 3)
+  if not ok or not keep then return nil, message end
+  return setmetatable({ path = path, handle = ffi.gc(box[0], C.mel_video_writer_abort) }, Writer)
+end
+
 -- media.writer(path, {fps=24, crf= | quality= | bitrate=, preset=, codec=, format=, loop=, pad=, full_chroma=,
 -- metadata={...}, width=, height=, threads=}): a file that takes frames. The format goes by the extension; PNG and JPEG
 -- sequences have a path with %04d. The size is the first frame's. nil and a message where the path cannot be written.
 function media.writer(path, options)
-  check_path("media.writer", path)
-  local o, keep = options_of("media.writer", options or {})
-  local box = lib.out("mel_video_writer*")
-  local ok, message = expected(C.mel_video_writer_open(path, o, box, err))
-  if not ok or not keep then return nil, message end
-  return setmetatable({ path = path, handle = ffi.gc(box[0], C.mel_video_writer_abort) }, Writer)
+  local writer, message = open_writer("media.writer", path, options)
+  return writer, message
 end
 
 local function writer_handle(self, level)
@@ -266,7 +270,8 @@ function Writer:write(frames)
     return true
   end
   if not T.is(frames) then error("write: frames are a tensor or a list of them, not " .. type(frames), 2) end
-  return expected(C.mel_video_writer_write(handle, frames.handle, err))
+  local ok, message = expected(C.mel_video_writer_write(handle, frames.handle, err))
+  return ok, message
 end
 
 -- Frames written so far.
@@ -276,7 +281,8 @@ function Writer:count() return tonumber(C.mel_video_writer_frames(writer_handle(
 function Writer:finish()
   local handle = ffi.gc(writer_handle(self), nil)
   self.handle = nil
-  return expected(C.mel_video_writer_finish(handle, err))
+  local ok, message = expected(C.mel_video_writer_finish(handle, err))
+  return ok, message
 end
 
 -- Leaves nothing behind. Fine after finish().
@@ -294,19 +300,33 @@ end
 -- media.save(path, frames, options): a clip, an image or a list of them into one file. Options as media.writer.
 -- true, or nil and a message.
 function media.save(path, frames, options)
-  check_path("media.save", path)
-  local writer, message = media.writer(path, options)
+  local writer, message = open_writer("media.save", path, options)
   if not writer then return nil, message end
   local raised, ok, why = pcall(writer.write, writer, frames)
   if not raised then
     writer:abort()
-    error(ok, 0)
+    if type(ok) ~= "string" then error(ok, 0) end
+    error((ok:gsub("^[^\n]-%.lua:%d+: ", "", 1)), 2) -- at the caller's line, not at the one above
   end
   if not ok then
     writer:abort()
     return nil, why
   end
-  return writer:finish()
+  ok, why = expected(C.mel_video_writer_finish(ffi.gc(writer.handle, nil), err))
+  writer.handle = nil
+  return ok, why
+end
+
+-- media.check_output(path, options): true where media.save would accept this path and these options, or nil and the
+-- message: to be asked before the work. Leaves nothing behind.
+function media.check_output(path, options)
+  check_path("media.check_output", path)
+  local o, keep = options_of("media.check_output", options or {})
+  local box = lib.out("mel_video_writer*")
+  local ok, message = lib.try(C.mel_video_writer_open, path, o, box)
+  if not ok or not keep then return nil, message end
+  C.mel_video_writer_abort(box[0])
+  return true
 end
 
 -- ---- images -----------------------------------------------------------------------------------
@@ -396,8 +416,8 @@ function media.contact_sheet(frames, options)
   o.label_scale = whole("media.contact_sheet", "label_scale", options.label_scale)
   o.scale = options.scale or 0
   o.gap_set, o.gap = options.gap ~= nil, whole("media.contact_sheet", "gap", options.gap)
-  if next(keep) then o.labels = texts end
   local box = lib.out("mel_tensor*")
+  if next(keep) then o.labels = texts end
   lib.check(C.mel_contact_sheet(#frames, handles, o, box, err))
   return T.wrap(box[0])
 end

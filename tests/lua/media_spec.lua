@@ -146,6 +146,24 @@ t.test("misuse raises and leaves nothing", function()
   t.eq(media.info(file "pad.mp4").width, 48)
 end)
 
+t.test("an output is checked before the work", function()
+  local before = listing()
+  t.ok(media.check_output(file "later.mp4", { crf = 20 }))
+  for path, text in pairs { ["later.avi"] = "avi", ["no/folder.mp4"] = "No such file" } do
+    local ok, message = media.check_output(file(path))
+    t.eq(ok, nil)
+    t.ok(message:find(text, 1, true), message)
+  end
+  t.eq(listing(), before)
+end)
+
+t.test("reading more frames than foreseen", function()
+  t.ok(media.save(file "long.webm", T.zeros { 150, 16, 16, 3 }))
+  t.eq(media.load(file "long.webm").shape[1], 150) -- WebM does not tell how many there are
+  t.eq(media.load(file "long.webm", { frames = 1e6 }).shape[1], 150)
+  t.eq(media.load(file "long.webm", { frames = 100 }).shape[1], 100)
+end)
+
 t.test("cancel is raised and leaves nothing", function()
   local lib = require "melies.ffi.lib"
   lib.C.mel_cancel()
