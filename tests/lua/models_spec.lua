@@ -152,6 +152,153 @@ t.test("wan_dit: arguments that do not fit", function()
   t.raises(function() net:forward(noise { 1, 16, 2, 4, 6 }, 1, {}) end, "must be a context of this model")
 end)
 
+t.test("wan_dit: one timestep a frame", function()
+  local net = dit()
+  local latent, context = noise { 1, 16, 3, 4, 6 }, net:context { noise({ 9, 40 }, 1) }
+  local plain = net:forward(latent, 500, context)
+  t.close(net:forward(latent, { { 500, 500, 500 } }, context), plain, 2e-6, 2e-6, "all the same")
+  local other = net:forward(latent, { { 0, 500, 500 } }, context)
+  local _, _, relative = melies.golden.compare(other, plain, 0, 0)
+  t.ok(relative > 1e-2, "another time changes something")
+  t.raises(function() net:forward(latent, { { 1, 2 } }, context) end, "2 timesteps for 3 frames")
+end)
+
+t.test("wan_dit: given first frames have time 0 and lead where they are", function()
+  local net = dit()
+  local latent, first = noise { 1, 16, 3, 4, 6 }, noise({ 16, 1, 4, 6 }, 5)
+  local texts = { noise({ 9, 40 }, 1) }
+  local context = net:context(texts, { first = first })
+  local got = net:forward(latent, 400, context)
+  local by_hand = T.concat({ first:unsqueeze(1), latent:slice(3, 2) }, 3)
+  local want = net:forward(by_hand, { { 0, 400, 400 } }, net:context(texts))
+  t.close(got:slice(3, 2), want:slice(3, 2), 0, 0, "the other frames")
+  -- x - sigma * v is the given frame.
+  local end_point = latent:slice(3, 1, 1) - got:slice(3, 1, 1) * 0.4
+  t.close(end_point, first:unsqueeze(1), 1e-5, 1e-5, "the given frame")
+  t.eq(net:forward(latent, 0, context):nonfinite(), 0)
+  local two = net:join { context, net:context({ noise({ 4, 40 }, 2) }, { first = first }) }
+  t.close(net:forward(latent, 400, two):slice(1, 1, 1), got, 2e-6, 2e-6, "joined")
+  t.raises(function() net:context(texts, { first = noise { 15, 1, 4, 6 } }) end, "the first frames are")
+  t.raises(function() net:forward(noise { 1, 16, 3, 4, 4 }, 1, context) end, "the context's first frames")
+end)
+
+local I2V = { num_heads = 2, text_len = 12 }
+t.test("wan_dit: image and condition of a join, alone and together", function()
+  local net = arch("wan_dit").load(open "wan_dit_i2v", I2V, { compute = "f32" })
+  local latent = noise { 1, 16, 2, 4, 6 }
+  local image, beside = noise({ 11, 40 }, 1), noise({ 20, 2, 4, 6 }, 2)
+  local function context(stream, picture, condition)
+    return net:context({ noise({ 5, 32 }, stream) }, { image = picture, condition = condition })
+  end
+  local a, b = context(3, image, beside), context(4, image, beside)
+  local c = context(5, noise({ 11, 40 }, 6), noise({ 20, 2, 4, 6 }, 7))
+  for _, group in ipairs { { a, b }, { a, c }, { a, b, c } } do
+    local all = net:forward(latent, 300, net:join(group))
+    for i, one in ipairs(group) do
+      t.close(all:slice(1, i, i), net:forward(latent, 300, one), 2e-6, 2e-6)
+    end
+  end
+  t.raises(function() net:context { noise { 5, 32 } } end, "this model reads image features")
+  t.raises(function() context(1, noise { 11, 41 }, beside) end, "image features are [11, 41], wanted [tokens, 40]")
+  t.raises(function() context(1, image, noise { 4, 2, 4, 6 }) end, "wanted [20, T, H, W]")
+  t.raises(function() net:forward(latent, 1, context(1, image)) end, "takes 20 more channels beside the latent")
+  t.raises(function() net:forward(latent:slice(3, 1, 1), 1, a) end, "the context's condition")
+  t.raises(function() dit():context({ noise { 3, 40 } }, { image = image }) end, "no image branch")
+  t.raises(function() dit():context({ noise { 3, 40 } }, { condition = beside }) end, "this model takes none")
+end)
+
+t.test("wan_dit: the position table of first-and-last-frame models is added to the features", function()
+  local w, position = tensors "wan_dit_i2v", noise({ 1, 22, 40 }, 9)
+  local plain = arch("wan_dit").load(w, I2V, { compute = "f32" })
+  w = tensors "wan_dit_i2v"
+  w["img_emb.emb_pos"] = position
+  local net = arch("wan_dit").load(w, I2V, { compute = "f32" })
+  local two, latent, text = noise({ 2, 11, 40 }, 1), noise { 1, 16, 1, 4, 4 }, noise({ 5, 32 }, 3)
+  local beside = noise({ 20, 1, 4, 4 }, 2)
+  local got = net:forward(latent, 300, net:context({ text }, { image = two, condition = beside }))
+  local by_hand = two:reshape(22, 40) + position:squeeze(1)
+  t.close(got, plain:forward(latent, 300, plain:context({ text }, { image = by_hand, condition = beside })), 0, 0)
+  t.raises(function() net:context({ text }, { image = noise { 11, 40 } }) end, "wanted [22, 40]")
+  local mask = arch("wan_dit").condition_mask(3, 2, 2, true)
+  t.eq(mask:sum(), 4 * 4 + 4)
+  t.eq(mask:slice(2, 3, 3):slice(1, 4, 4):mean(), 1)
+end)
+
+t.test("wan_causal: one block for the whole clip is the plain forward", function()
+  local net = dit()
+  local latent, context = noise { 1, 16, 3, 4, 6 }, net:context { noise({ 9, 40 }, 1) }
+  local stream = net:causal { frames_per_block = 3 }
+  t.close(stream:block(latent, 500, context), net:forward(latent, 500, context), 2e-6, 2e-6)
+end)
+
+t.test("wan_causal: a window that never fills is no window; blocks come out one by one", function()
+  local net = arch("wan_causal").load(open "wan_dit", { num_heads = 3, text_len = 16, frames_per_block = 2 },
+    { compute = "f32" })
+  local context, clip = net:context { noise({ 9, 40 }, 1) }, noise { 16, 5, 4, 4 }
+  local function run(options)
+    local out, firsts, steps = {}, {}, 0
+    for first, block in net:causal(options):blocks(clip, { context = context, timesteps = { 1000, 600 }, seed = 3,
+      step = function() steps = steps + 1 end }) do
+      out[#out + 1], firsts[#firsts + 1] = block, first
+    end
+    t.eq(table.concat(firsts, " "), "1 3 5")
+    t.eq(steps, 6)
+    return T.concat(out, 2)
+  end
+  local all = run {}
+  t.eq(all:shape_text(), "[16, 5, 4, 4]")
+  t.close(run { local_frames = 5, sink_frames = 1 }, all, 1e-5, 1e-5)
+  local windowed = run { local_frames = 3, sink_frames = 1 }
+  t.close(windowed:slice(2, 1, 2), all:slice(2, 1, 2), 1e-5, 1e-5, "the window is not full yet")
+  local _, _, relative = melies.golden.compare(windowed:slice(2, 5), all:slice(2, 5), 0, 0)
+  t.ok(relative > 1e-4, "dropped frames are not seen")
+end)
+
+t.test("wan_causal: arguments that do not fit", function()
+  local net = dit()
+  local context = net:context { noise({ 9, 40 }, 1) }
+  t.raises(function() net:causal { frames_per_blok = 2 } end, "did you mean 'frames_per_block'")
+  t.raises(function() net:causal { local_frames = 2 } end, "local_frames is 2, wanted a whole number from 3")
+  local stream = net:causal { frames_per_block = 2 }
+  t.raises(function() stream:next() end, "no call of block")
+  t.raises(function() stream:block(noise { 1, 16, 3, 4, 4 }, 1, context) end, "1 to 2, H, W]")
+  stream:block(noise { 1, 16, 2, 4, 4 }, 1, context)
+  t.raises(function() stream:block(noise { 1, 16, 1, 4, 4 }, 1, context) end, "its last call had 2")
+  t.raises(function() stream:block(noise { 1, 16, 2, 4, 6 }, 1, context) end, "the blocks before it were")
+  t.raises(function() stream:blocks(noise { 16, 4, 4, 4 }, { context = context }) end, "a list of timesteps")
+end)
+
+t.test("wan_experts: the timestep chooses, one resident expert gives the same", function()
+  local high, low = tensors "wan_dit", tensors "wan_dit"
+  low["head.head.bias"] = low["head.head.bias"] + 1
+  local loads = 0
+  local function counted(w) return function() loads = loads + 1 return w end end
+  local config = { num_heads = 3, text_len = 16, boundary = 0.9 }
+  local both = arch("wan_experts").load({ high = high, low = low }, config, { compute = "f32" })
+  config.resident = 1
+  local one = arch("wan_experts").load({ high = counted(high), low = counted(low) }, config, { compute = "f32" })
+  t.eq(both.out_channels, 16)
+  local latent, text = noise { 1, 16, 2, 4, 6 }, noise({ 9, 40 }, 1)
+  local alone, context = dit(), both:context { text }
+  local other = one:context { text }
+  local want = alone:forward(latent, 900, alone:context { text })
+  t.eq(both:expert(900), "high")
+  t.eq(both:expert(899.9), "low")
+  t.eq(both:expert { { 0, 950 } }, "high")
+  t.close(both:forward(latent, 900, context), want, 0, 0, "high")
+  t.close(one:forward(latent, 900, other), want, 0, 0, "high, alone")
+  want = alone:forward(latent, 100, alone:context { text }) + 1
+  t.close(both:forward(latent, 100, context), want, 1e-5, 1e-5, "low")
+  t.close(one:forward(latent, 100, other), want, 1e-5, 1e-5, "low, alone")
+  t.close(both:forward(latent, 100, both:join { context, both:context { text } }):slice(1, 2, 2), want, 1e-5, 1e-5)
+  t.eq(loads, 2)
+  t.eq(one.nets.high, nil)
+  t.raises(function() arch("wan_experts").load(open "wan_dit", config) end, "two files, not one")
+  low["patch_embedding.weight"], low["head.head.weight"] = noise { 72, 17, 1, 2, 2 }, low["head.head.weight"]
+  local unlike = arch("wan_experts").load({ high = high, low = low }, config, { compute = "f32" })
+  t.raises(function() unlike:forward(latent, 1, unlike:context { text }) end, "the low expert has in_channels 17")
+end)
+
 -- ---- text encoders --------------------------------------------------------------------------------------------------
 
 t.test("t5: a padded batch has the rows of its samples alone", function()

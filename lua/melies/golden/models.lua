@@ -55,6 +55,48 @@ local function wan_dit(fixture)
   end
 end
 
+-- Compares every traced tensor that the fixture has, the first call of each name.
+local function compare_traced(fixture, seen)
+  local names = {}
+  for name in pairs(seen) do names[#names + 1] = name end
+  table.sort(names)
+  for _, name in ipairs(names) do
+    local want = fixture:get(name)
+    if want then fixture:close(name, seen[name][1], want) end
+  end
+end
+
+local function wan_dit_i2v(fixture)
+  local net = load(fixture, "wan_dit", fixture.json.config)
+  local latent, t = fixture:get("latent"):unsqueeze(1), fixture:get("t"):list()
+  local texts = { fixture:get("text") }
+  local beside = { image = fixture:get("clip_fea"), condition = fixture:get("y") }
+  local want = fixture:get("output"):unsqueeze(1)
+  local seen, plain = fixture.traced(net, function()
+    return net:forward(latent, t, net:context(texts, { plain = true, image = beside.image,
+      condition = beside.condition }))
+  end)
+  compare_traced(fixture, seen)
+  fixture:close("output", plain, want)
+  fixture:close("output, padding as one key", net:forward(latent, t, net:context(texts, beside)), want)
+end
+
+local function wan_causal(fixture)
+  local json = fixture.json
+  local net = load(fixture, "wan_causal", json.config)
+  local context = net:context { fixture:get("text") }
+  for _, case in ipairs(json.cases) do
+    local stream = net:causal { frames_per_block = case.fpb, local_frames = case["local"], sink_frames = case.sink }
+    for i, call in ipairs(case.calls) do
+      local at = ("%s.call%d."):format(case.name, call.call)
+      local got = stream:block(fixture:get(at .. "latent"):unsqueeze(1), call.t, context)
+      fixture:close(at .. "output", got, fixture:get(at .. "output"):unsqueeze(1))
+      local following = case.calls[i + 1]
+      if following and following.block > call.block then stream:next() end
+    end
+  end
+end
+
 -- ---- text encoders ----------------------------------------------------------------------------------------------
 
 local function t5(fixture)
@@ -173,6 +215,12 @@ end
 return {
   { name = "wan_dit", bf16 = 1e-2, run = wan_dit, applies = function(json)
     return called(json, "WanModel.forward") and json.config.model_type == "t2v"
+  end },
+  { name = "wan_dit_i2v", bf16 = 1e-2, run = wan_dit_i2v, applies = function(json)
+    return called(json, "WanModel.forward") and json.config.model_type == "i2v"
+  end },
+  { name = "wan_causal", bf16 = 1e-2, run = wan_causal, applies = function(json)
+    return called(json, "CausalWanModel.forward")
   end },
   { name = "t5", bf16 = 1.5e-2, run = t5, applies = function(json) return called(json, "T5Encoder.forward") end },
   { name = "taehv", bf16 = 3e-2, run = taehv, applies = function(json)

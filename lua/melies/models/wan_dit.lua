@@ -1,21 +1,31 @@
 -- melies-api: 1
--- The diffusion transformer of Wan 2.1, text to video (Wan-Video/Wan2.1, wan/modules/model.py: facts only).
+-- The diffusion transformer of Wan 2.1 and 2.2: text, image and first-and-last-frame to video, TI2V-5B, and each expert
+-- of the A14B pair (Wan-Video/Wan2.1 and Wan2.2, wan/modules/model.py: facts only).
 --
---   net:context({ text, ... }, { plain = false }) -> context     text: [L, text_dim], the real rows only
---   net:join({ context, ... }) -> context                        contexts side by side in one batch
---   net:forward(latent, t, context) -> velocity                  latent, velocity: [B, C, T, H, W] f32
+--   net:context({ text, ... }, options) -> context     text: [L, text_dim], the real rows only
+--     image = features                                 of the clip_vision tower, [n, width] or [images, n, width]
+--     condition = [C, T, H, W]                         channels that stand beside the latent's: mask and image latent
+--     first = [C, n, H, W]                             latent frames that are given (TI2V-5B's start image)
+--     plain = true                                     keeps every padded row
+--   net:join({ context, ... }) -> context              contexts side by side in one batch
+--   net:forward(latent, t, context) -> velocity        latent, velocity: [B, C, T, H, W] f32
+--   net:causal(options) -> stream                      block by block with a key-value cache: see wan_causal.lua
 --
--- t is one timestep a sample, 0 to 1000 (1000 * sigma); a latent or a t of one sample serves a context of several.
--- The context holds each block's cross-attention keys and values, computed once a prompt. The model reads text padded
--- with zero rows to text_len, unmasked: all those rows give one key and one value, so what is kept are the real rows
--- and the padding as a key whose bias is the logarithm of the count (exact in real arithmetic); plain = true keeps
--- every row.
+-- t is one timestep a sample, 0 to 1000 (1000 * sigma), or a list of them, one a frame; a latent or a t of one sample
+-- serves a context of several. The context holds each block's cross-attention keys and values, computed once a prompt.
+-- The model reads text padded with zero rows to text_len, unmasked: all those rows give one key and one value, so what
+-- is kept are the real rows and the padding as a key whose bias is the logarithm of the count (exact in real
+-- arithmetic). Image tokens are keys of a second cross-attention whose result is added to the first.
+--
+-- Frames given as `first` take the place of the latent's first frames and have timestep 0; their velocity is the one
+-- that leads there, (x - first) / sigma, so that any sampler ends on them.
 --
 -- Sizes come from the tensors. config: heads (or num_heads; by default dim / 128), text_len (512), eps (1e-6). Others
 -- (dim, ffn, layers, text_dim, freq_dim, in_channels, out_channels, patch) are only checked against the tensors.
 -- Matrix work and attention run in `compute`; the residual stream, norms, modulation and time embedding in float32.
 local melies = require "melies"
 local kit = require "melies.modelkit"
+local lib = require "melies.ffi.lib"
 local T, nn = melies.tensor, melies.nn
 
 local NAME = "wan_dit"
@@ -95,59 +105,141 @@ end
 
 -- ---- text -------------------------------------------------------------------------------------------------------
 
-function Net:context(texts, options)
-  if type(texts) ~= "table" or texts.shape or #texts == 0 then
-    error(NAME .. ": context wants a list of texts, each [L, text_dim]", 2)
-  end
+local context_options = { plain = true, image = true, condition = true, first = true }
+
+-- Texts [L, text_dim] as one padded batch and the bias of its keys, nil where every row is kept.
+local function padded_texts(net, texts, plain)
   local longest = 0
   for i, text in ipairs(texts) do
     local s = text.shape
-    if text.ndim ~= 2 or s[2] ~= self.text_dim then
-      error(("%s: text %d is %s, wanted [L, %d]"):format(NAME, i, kit.shape_text(s), self.text_dim), 2)
+    if text.ndim ~= 2 or s[2] ~= net.text_dim then
+      error(("%s: text %d is %s, wanted [L, %d]"):format(NAME, i, kit.shape_text(s), net.text_dim), 3)
     end
-    if s[1] > self.text_len then
-      error(("%s: text %d has %d rows, the model takes at most %d"):format(NAME, i, s[1], self.text_len), 2)
+    if s[1] > net.text_len then
+      error(("%s: text %d has %d rows, the model takes at most %d"):format(NAME, i, s[1], net.text_len), 3)
     end
     longest = math.max(longest, s[1])
   end
-  local rows = self.text_len
-  local plain = options and options.plain
-  if not plain then rows = math.min(longest + 1, self.text_len) end
-
+  local rows = plain and net.text_len or math.min(longest + 1, net.text_len)
   local padded, bias = {}, {}
   for i, text in ipairs(texts) do
     local real = text.shape[1]
     padded[i] = real < rows and text:to("f32"):pad(1, 0, rows - real, 0) or text:to("f32")
     -- text_len - real equal rows stand as rows - real of them.
-    local weight = real < rows and math.log((self.text_len - real) / (rows - real)) or 0
+    local weight = real < rows and math.log((net.text_len - real) / (rows - real)) or 0
     for j = 1, rows do bias[#bias + 1] = j > real and weight or 0 end
   end
-  local x = self.text_in(T.stack(padded, 1), { act = "gelu", dtype = self.dtype })
+  return T.stack(padded, 1), not plain and T.of(bias, { #texts, rows }) or nil
+end
+
+-- The image tokens [1, n, dim] of CLIP features.
+local function image_tokens(net, features)
+  local layers = net.image
+  if not layers then error(NAME .. ": these weights have no image branch (img_emb)", 3) end
+  local s = features.shape
+  if features.ndim == 3 then features = features:reshape(s[1] * s[2], s[3]) end
+  local n = features.shape[1]
+  if features.ndim ~= 2 or features.shape[2] ~= layers.width or (layers.position and n ~= layers.position.shape[1]) then
+    error(("%s: image features are %s, wanted [%s, %d]"):format(NAME, kit.shape_text(s),
+      layers.position and layers.position.shape[1] or "tokens", layers.width), 3)
+  end
+  local x = features:to("f32")
+  if layers.position then x = x + layers.position end
+  x = x:layer_norm { weight = layers.norm_in[1], bias = layers.norm_in[2], eps = 1e-5, dtype = net.dtype }
+  x = layers.second(layers.first(x, { act = "gelu_erf" }), { dtype = "f32" })
+  x = x:layer_norm { weight = layers.norm_out[1], bias = layers.norm_out[2], eps = 1e-5 }
+  return x:unsqueeze(1)
+end
+
+function Net:context(texts, options)
+  options = options or {}
+  lib.check_options(NAME .. ": context", options, context_options)
+  if type(texts) ~= "table" or texts.shape or #texts == 0 then
+    error(NAME .. ": context wants a list of texts, each [L, text_dim]", 2)
+  end
+  local x, key_bias = padded_texts(self, texts, options.plain)
+  x = self.text_in(x, { act = "gelu", dtype = self.dtype })
   x = self.text_out(x, { dtype = "f32" })
   self:note("text_context_embedded", x)
   x = x:to(self.dtype)
 
-  local context = setmetatable({ net = self, batch = #texts, rows = rows, blocks = {} }, Context)
-  if not plain then context.key_bias = T.of(bias, { #texts, rows }) end
+  local context = setmetatable({ net = self, batch = #texts, rows = x.shape[2], key_bias = key_bias, blocks = {},
+    condition = options.condition and self:beside(options.condition), features = options.image,
+    first = options.first and self:given(options.first) }, Context)
+  local image
+  if options.image then
+    image = image_tokens(self, options.image)
+    self:note("img_emb_out", image)
+    image = image:to(self.dtype)
+  elseif self.image then
+    error(NAME .. ": this model reads image features: context(texts, { image = features })", 2)
+  end
   for i, block in ipairs(self.blocks) do
     local k = block.cross_k(x):rms_norm { weight = block.cross_norm_k, eps = self.eps, dtype = self.dtype }
-    context.blocks[i] = { k = self:heads(k), v = self:heads(block.cross_v(x)) }
+    local kept = { k = self:heads(k), v = self:heads(block.cross_v(x)) }
+    if image then
+      k = block.image_k(image):rms_norm { weight = block.image_norm_k, eps = self.eps, dtype = self.dtype }
+      kept.image_k, kept.image_v = self:heads(k), self:heads(block.image_v(image))
+    end
+    context.blocks[i] = kept
   end
   return context
+end
+
+-- A condition [C, T, H, W] checked, as [1, C, T, H, W].
+function Net:beside(condition)
+  local wanted = self.in_channels - self.latent_channels
+  if condition.ndim ~= 4 or condition.shape[1] ~= wanted or wanted == 0 then
+    error(("%s: the condition is %s, %s"):format(NAME, kit.shape_text(condition.shape), wanted == 0
+      and "but this model takes none" or ("wanted [%d, T, H, W]"):format(wanted)), 3)
+  end
+  return condition:to("f32"):unsqueeze(1)
+end
+
+-- Given first frames [C, n, H, W] checked, as [1, C, n, H, W].
+function Net:given(first)
+  if first.ndim ~= 4 or first.shape[1] ~= self.latent_channels or first.shape[2] % self.patch[1] ~= 0 then
+    error(("%s: the first frames are %s, wanted [%d, n, H, W]"):format(NAME, kit.shape_text(first.shape),
+      self.latent_channels), 3)
+  end
+  return first:to("f32"):unsqueeze(1)
+end
+
+-- What all contexts of a join share, or the samples of each one after the other: [1 or batch, ...].
+local function side_by_side(contexts, pick, what)
+  local firsts, same = pick(contexts[1]), true
+  local parts = {}
+  for i, c in ipairs(contexts) do
+    local x = pick(c)
+    if (x == nil) ~= (firsts == nil) then error(("%s: join: not all contexts have %s"):format(NAME, what), 3) end
+    same = same and rawequal(x, firsts)
+    if x and x.shape[1] < c.batch then
+      local s = { unpack(x.shape) }
+      s[1] = c.batch
+      x = x:expand(s)
+    end
+    parts[i] = x
+  end
+  if firsts == nil or (same and firsts.shape[1] == 1) then return firsts end
+  return T.concat(parts, 1)
 end
 
 -- The samples of several contexts of this net as one batch; shorter ones get masked rows.
 function Net:join(contexts)
   if type(contexts) ~= "table" or #contexts == 0 then error(NAME .. ": join wants a list of contexts", 2) end
   if #contexts == 1 then return contexts[1] end
-  local rows, batch = 0, 0
+  local rows, batch, same_image = 0, 0, true
   for i, c in ipairs(contexts) do
     if getmetatable(c) ~= Context or c.net ~= self then
       error(("%s: join: entry %d is not a context of this model"):format(NAME, i), 2)
     end
     rows, batch = math.max(rows, c.rows), batch + c.batch
+    same_image = same_image and rawequal(c.features, contexts[1].features)
   end
   local out = setmetatable({ net = self, batch = batch, rows = rows, blocks = {} }, Context)
+  out.features = same_image and contexts[1].features or nil
+  out.condition = side_by_side(contexts, function(c) return c.condition end, "a condition")
+  out.first = side_by_side(contexts, function(c) return c.first end, "first frames")
   local biases = {}
   for i, c in ipairs(contexts) do
     local b = c.key_bias or T.zeros({ c.batch, c.rows })
@@ -161,7 +253,14 @@ function Net:join(contexts)
       if c.rows < rows then k, v = k:pad(2, 0, rows - c.rows, 0), v:pad(2, 0, rows - c.rows, 0) end
       ks[i], vs[i] = k, v
     end
-    out.blocks[b] = { k = T.concat(ks, 1), v = T.concat(vs, 1) }
+    local kept = { k = T.concat(ks, 1), v = T.concat(vs, 1) }
+    if self.image and same_image and contexts[1].blocks[b].image_k.shape[1] == 1 then
+      kept.image_k, kept.image_v = contexts[1].blocks[b].image_k, contexts[1].blocks[b].image_v
+    elseif self.image then
+      kept.image_k = side_by_side(contexts, function(c) return c.blocks[b].image_k end, "an image")
+      kept.image_v = side_by_side(contexts, function(c) return c.blocks[b].image_v end, "an image")
+    end
+    out.blocks[b] = kept
   end
   return out
 end
@@ -173,48 +272,60 @@ function Net:heads(x)
   return x:reshape(x.shape[1], x.shape[2], self.head_count, self.head_dim)
 end
 
-function Net:self_attention(block, x, cos, sin)
-  local norm = { eps = self.eps, dtype = self.dtype }
-  norm.weight = block.self_norm_q
+-- keep(k, v) -> k, v: what a cache holds with these among them.
+function Net:self_attention(block, x, cos, sin, keep)
+  local norm = { weight = block.self_norm_q, eps = self.eps, dtype = self.dtype }
   local q = self:heads(block.self_q(x):rms_norm(norm)):rope(cos, sin, { interleaved = true })
   norm.weight = block.self_norm_k
   local k = self:heads(block.self_k(x):rms_norm(norm)):rope(cos, sin, { interleaved = true })
   local v = self:heads(block.self_v(x))
+  if keep then k, v = keep(k, v) end
   local y = T.attention(q, k, v, { scale = self.scale })
   return block.self_o(y:reshape(x.shape[1], x.shape[2], self.dim), { dtype = "f32" })
 end
 
 function Net:cross_attention(block, x, kept, key_bias)
   local q = block.cross_q(x):rms_norm { weight = block.cross_norm_q, eps = self.eps, dtype = self.dtype }
-  local y = T.attention(self:heads(q), kept.k, kept.v, { scale = self.scale, key_bias = key_bias })
+  q = self:heads(q)
+  local y = T.attention(q, kept.k, kept.v, { scale = self.scale, key_bias = key_bias })
+  if kept.image_k then
+    local k, v, s = kept.image_k, kept.image_v, { unpack(kept.image_k.shape) }
+    if s[1] < q.shape[1] then
+      s[1] = q.shape[1]
+      k, v = k:expand(s), v:expand(s)
+    end
+    y:add_(T.attention(q, k, v, { scale = self.scale }))
+  end
   return block.cross_o(y:reshape(x.shape[1], x.shape[2], self.dim), { dtype = "f32" })
 end
 
--- table [1, n, dim] + e [B, n or 1, dim], as n tensors [B, 1, dim].
+-- table [1, n, dim] + e [B, G, n or 1, dim], as n tensors [B, G, 1, dim].
 local function modulation(values, e)
   local sum, out = values + e, {}
-  for i = 1, values.shape[2] do out[i] = sum:slice(2, i, i):contiguous() end
+  for i = 1, values.shape[2] do out[i] = sum:slice(3, i, i):contiguous() end
   return out
 end
 
--- Self-attention and feed-forward are modulated (shift, scale, gate each), cross-attention is not. Changes x.
-function Net:run_block(index, x, e0, context, cos, sin)
+-- Self-attention and feed-forward are modulated (shift, scale, gate each), cross-attention is not. Changes x. groups is
+-- x as [B, G, tokens of a group, dim]: a group has one timestep.
+function Net:run_block(index, x, groups, e0, context, cos, sin, keep)
   local block, note = self.blocks[index], index == 1 and self.trace
   local m = modulation(block.modulation, e0)
-  local y = x:layer_norm { eps = self.eps, shift = m[1], scale = m[2], dtype = self.dtype }
-  y = self:self_attention(block, y, cos, sin)
+  local s, grouped = x.shape, groups.shape
+  local y = groups:layer_norm { eps = self.eps, shift = m[1], scale = m[2], dtype = self.dtype }:reshape(s)
+  y = self:self_attention(block, y, cos, sin, keep)
   if note then note("block0_self_attn_out", y) end
-  x:add_(y, 1, m[3])
+  groups:add_(y:reshape(grouped), 1, m[3])
 
   y = x:layer_norm { weight = block.norm3_weight, bias = block.norm3_bias, eps = self.eps, dtype = self.dtype }
   y = self:cross_attention(block, y, context.blocks[index], context.key_bias)
   if note then note("block0_cross_attn_out", y) end
   x:add_(y)
 
-  y = x:layer_norm { eps = self.eps, shift = m[4], scale = m[5], dtype = self.dtype }
+  y = groups:layer_norm { eps = self.eps, shift = m[4], scale = m[5], dtype = self.dtype }:reshape(s)
   y = block.ffn_out(block.ffn_in(y, { act = "gelu" }), { dtype = "f32" })
   if note then note("block0_ffn_out", y) end
-  x:add_(y, 1, m[6])
+  groups:add_(y:reshape(grouped), 1, m[6])
   if note then note("block0_out", x) end
 end
 
@@ -236,8 +347,8 @@ end
 
 function Net:check_latent(latent, t, context)
   local s, p = latent.shape, self.patch
-  if latent.ndim ~= 5 or s[2] ~= self.in_channels then
-    error(("%s: latent is %s, wanted [B, %d, T, H, W]"):format(NAME, kit.shape_text(s), self.in_channels), 3)
+  if latent.ndim ~= 5 or s[2] ~= self.latent_channels then
+    error(("%s: latent is %s, wanted [B, %d, T, H, W]"):format(NAME, kit.shape_text(s), self.latent_channels), 3)
   end
   for i, axis in ipairs { "T", "H", "W" } do
     if s[i + 2] < 1 or s[i + 2] % p[i] ~= 0 then
@@ -253,9 +364,50 @@ function Net:check_latent(latent, t, context)
   if #t ~= context.batch then
     error(("%s: %d timesteps for %d samples"):format(NAME, #t, context.batch), 3)
   end
+  for i, one in ipairs(t) do
+    if type(one) == "table" and #one ~= s[3] / p[1] then
+      error(("%s: sample %d has %d timesteps for %d frames"):format(NAME, i, #one, s[3] / p[1]), 3)
+    end
+  end
+  local condition, first = context.condition, context.first
+  if not condition and self.in_channels > self.latent_channels then
+    error(("%s: this model takes %d more channels beside the latent: context(texts, { condition = ... })"):format(NAME,
+      self.in_channels - self.latent_channels), 3)
+  end
+  for _, beside in ipairs { condition or first, condition and first } do
+    local c = beside.shape
+    if c[4] ~= s[4] or c[5] ~= s[5] or (beside == condition and c[3] ~= s[3]) or c[3] > s[3] then
+      error(("%s: latent is %s, the context's %s %s"):format(NAME, kit.shape_text(s),
+        beside == condition and "condition" or "first frames", kit.shape_text(c)), 3)
+    end
+  end
 end
 
-function Net:forward(latent, t, context)
+-- x [1 or batch, ...] with as many samples as asked for.
+local function batched(x, batch)
+  if x.shape[1] == batch then return x end
+  local s = { unpack(x.shape) }
+  s[1] = batch
+  return x:expand(s)
+end
+
+-- Timesteps as a list for each sample, of one value or one a frame; `zero` leading frames get 0.
+local function times_of(t, frames, zero)
+  local groups, out = 1, {}
+  for _, one in ipairs(t) do
+    if type(one) == "table" or zero > 0 then groups = frames end
+  end
+  for i, one in ipairs(t) do
+    for g = 1, groups do
+      out[(i - 1) * groups + g] = g <= zero and 0 or (type(one) == "table" and one[g] or one)
+    end
+  end
+  return out, groups
+end
+
+-- options: first_frame, the number of frames before these; caches, keep(k, v) for every block.
+function Net:forward(latent, t, context, options)
+  options = options or {}
   if type(t) == "number" then t = { t } end
   if #t == 1 and type(context) == "table" and (context.batch or 1) > 1 then
     local all = {}
@@ -264,33 +416,67 @@ function Net:forward(latent, t, context)
   end
   self:check_latent(latent, t, context)
   local batch = context.batch
+  local x, first = latent:to("f32"), context.first
+  if first then
+    x = batched(x, math.max(x.shape[1], first.shape[1]))
+    local given = batched(first, x.shape[1])
+    local n = first.shape[3]
+    x = n < x.shape[3] and T.concat({ given, x:slice(3, n + 1) }, 3) or given:contiguous()
+  end
+  if context.condition then
+    x = batched(x, math.max(x.shape[1], context.condition.shape[1]))
+    x = T.concat({ x, batched(context.condition, x.shape[1]) }, 2)
+  end
+  local times, groups = times_of(t, latent.shape[3] / self.patch[1], first and first.shape[3] / self.patch[1] or 0)
 
-  local wave = sinusoid(t, self.freq_dim)
+  local wave = sinusoid(times, self.freq_dim)
   self:note("time_sinusoid", wave)
   local e = self.time_out(self.time_in(wave, { act = "silu" }))
   self:note("time_embedding_e", e)
-  local e0 = self.time_projection(e:silu()):reshape(batch, 6, self.dim)
+  local e0 = self.time_projection(e:silu()):reshape(batch * groups, 6, self.dim)
   self:note("time_projection_e0", e0)
+  e0 = e0:reshape(batch, groups, 6, self.dim)
 
-  local tokens, frames, rows, columns = patchify(latent:to("f32"), self.patch)
-  local x = self.patch_in(tokens, { dtype = "f32" })
+  local tokens, frames, rows, columns = patchify(x, self.patch)
+  x = self.patch_in(tokens, { dtype = "f32" })
   self:note("patch_embedding_out", x)
-  if latent.shape[1] < batch then x = x:expand { batch, x.shape[2], self.dim }:clone() end
-  local cos, sin = self:rope(frames, rows, columns)
+  if x.shape[1] < batch then x = x:expand({ batch, x.shape[2], self.dim }):clone() end
+  local cos, sin = self:rope(frames, rows, columns, options.first_frame)
+  local view = x:reshape(batch, groups, x.shape[2] / groups, self.dim)
   -- The collector lets garbage grow by half of all that is alive, weights included: large blocks collect at their end.
   local large = batch * x.shape[2] * self.ffn > 2 ^ 24
   for i = 1, #self.blocks do
-    self:run_block(i, x, e0, context, cos, sin)
+    self:run_block(i, x, view, e0, context, cos, sin, options.caches and options.caches[i])
     if large then collectgarbage() end
   end
   self:note("last_block_out", x)
 
-  local m = modulation(self.head_modulation, e:reshape(batch, 1, self.dim))
-  x = x:layer_norm { eps = self.eps, shift = m[1], scale = m[2], dtype = self.dtype }
+  local m = modulation(self.head_modulation, e:reshape(batch, groups, 1, self.dim))
+  x = view:layer_norm { eps = self.eps, shift = m[1], scale = m[2], dtype = self.dtype }:reshape(x.shape)
   x = self.head(x, { dtype = "f32" })
   self:note("head_out", x)
-  return unpatchify(x, self.patch, frames, rows, columns)
+  x = unpatchify(x, self.patch, frames, rows, columns)
+  if not first then return x end
+  local n = first.shape[3]
+  local given = batched(latent:to("f32"), batch):slice(3, 1, n) - batched(first, batch)
+  for i, one in ipairs(t) do
+    local late = type(one) == "table" and one[#one] or one
+    local from = given:slice(1, i, i)
+    x:slice(1, i, i):slice(3, 1, n):copy_(late > 0 and from * (1000 / late) or from * 0)
+  end
+  return x
 end
+
+-- The mask of an image condition [4, T, H, W]: 1 in the pixel frames that are given, the first and perhaps the last. It
+-- stands before the latent of the clip that has those frames, and grey (0 in [-1, 1]) elsewhere.
+local function condition_mask(t, h, w, last)
+  local mask = T.zeros { 4, t, h, w }
+  mask:slice(2, 1, 1):fill_(1)
+  if last then mask:slice(1, 4, 4):slice(2, t, t):fill_(1) end
+  return mask
+end
+
+function Net:causal(options) return require("melies.models.wan_causal").stream(self, options) end
 
 -- ---- loading ----------------------------------------------------------------------------------------------------
 
@@ -312,7 +498,26 @@ local function load_block(r, index, net, ffn)
     norm3_bias = r:take_f32(at "norm3.bias", { dim }),
     ffn_in = linear("ffn.0", ffn, dim), ffn_out = linear("ffn.2", dim, ffn),
   }
+  if net.image then
+    block.image_k, block.image_v = linear "cross_attn.k_img", linear "cross_attn.v_img"
+    block.image_norm_k = r:take_f32(at "cross_attn.norm_k_img.weight", { dim })
+  end
   return block
+end
+
+-- LayerNorm, linear, GELU, linear, LayerNorm; first-and-last-frame models add a table of positions before it.
+local function load_image(r, dim, matrix)
+  if not r:has("img_emb.proj.1.weight") then return nil end
+  local width = r:shape("img_emb.proj.1.weight")[1]
+  local function norm(name, size)
+    return { r:take_f32(name .. ".weight", { size }), r:take_f32(name .. ".bias", { size }) }
+  end
+  local position = r:has("img_emb.emb_pos") and r:take_f32("img_emb.emb_pos", { 1, false, width }):squeeze(1) or nil
+  return {
+    width = width, norm_in = norm("img_emb.proj.0", width), first = r:linear("img_emb.proj.1", width, width, matrix),
+    second = r:linear("img_emb.proj.3", dim, width, matrix), norm_out = norm("img_emb.proj.4", dim),
+    position = position,
+  }
 end
 
 local function load(weights, config, options)
@@ -357,6 +562,7 @@ local function load(weights, config, options)
   local matrix, exact = { compute = compute }, { compute = "f32" }
   net.text_in = r:linear("text_embedding.0", dim, net.text_dim, matrix)
   net.text_out = r:linear("text_embedding.2", dim, dim, matrix)
+  net.image = load_image(r, dim, matrix)
   net.time_in = r:linear("time_embedding.0", dim, net.freq_dim, exact)
   net.time_out = r:linear("time_embedding.2", dim, dim, exact)
   net.time_projection = r:linear("time_projection.1", 6 * dim, dim, exact)
@@ -373,6 +579,11 @@ local function load(weights, config, options)
     fail("%s: tensor '%s' is %s: its rows must be a multiple of the patch's %d values", NAME, r:key("head.head.weight"),
       kit.shape_text(head), patch_size)
   end
+  net.latent_channels = net.out_channels
+  if net.latent_channels > net.in_channels then
+    fail("%s: patch_embedding.weight takes %d channels, head.head.weight gives %d", NAME, net.in_channels,
+      net.out_channels)
+  end
   net.head = r:linear("head.head", head[1], dim, matrix)
   net.head_modulation = r:take_f32("head.modulation", { 1, 2, dim })
   r:finish()
@@ -380,7 +591,7 @@ local function load(weights, config, options)
 end
 
 return {
-  kind = "model", name = NAME, help = "Wan 2.1 diffusion transformer, text to video",
+  kind = "model", name = NAME, help = "Wan 2.1 and 2.2 diffusion transformer",
   params = {}, load = load,
-  rope_split = rope_split, rope_tables = rope_tables, sinusoid = sinusoid,
+  rope_split = rope_split, rope_tables = rope_tables, sinusoid = sinusoid, condition_mask = condition_mask,
 }
