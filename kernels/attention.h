@@ -1,4 +1,5 @@
-// What blocked attention is made of: a small matrix product over packed panels, and one row's online softmax.
+// What blocked attention and lazy linears are made of: a matrix product over packed panels, and one row's online
+// softmax.
 // attention_ref.c is the naive twin.
 #ifndef KERNELS_ATTENTION_H
 #define KERNELS_ATTENTION_H
@@ -8,9 +9,10 @@
 
 typedef struct attention_kernels {
     int64_t panel; // columns of a packed panel
+    int64_t width; // columns come in multiples of this; the last panel may be narrower than the others
     int64_t pairs; // 1: f32 operands; 2: bf16 operands, two neighbours along k side by side
     // c[m x n] = (add ? c : 0) + a[m x k] b. a: dense rows lda elements apart; b: panels of `panel` columns, each
-    // [k/pairs][panel][pairs]. n is a multiple of panel, k of pairs. a and b hold floats (pairs 1) or bf16 (pairs 2).
+    // [k/pairs][columns][pairs]. n is a multiple of width, k of pairs. a and b hold floats (pairs 1) or bf16 (pairs 2).
     void (*product)(
         int64_t m, int64_t n, int64_t k, const void *a, int64_t lda, const void *b, float *c, int64_t ldc, bool add);
     // s[i] = s[i] * scale + bias[i] + key_bias[i] (either may be NULL) for n scores; *top becomes the largest of them

@@ -29,4 +29,4 @@ static float row(float *s, int64_t n, float scale, const float *bias, const floa
     return sum;
 }
 
-const attention_kernels attention_kernels_ref = {8, 1, product, row};
+const attention_kernels attention_kernels_ref = {8, 8, 1, product, row};

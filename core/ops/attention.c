@@ -61,15 +61,8 @@ static void pack_block(
     for (int64_t i = 0; i < count; i++) {
         // keys: B[depth][key]
         load_operand(j, j->k->dtype, at(j->k, b, first + i, h), row, d, buffer);
-        char *to = pk + (i / panel * panel * j->depth + i % panel * pairs) * j->size;
-        if (pairs == 2) {
-            if (d % 2) memset(row + d * 2, 0, 2);
-            for (int64_t c = 0; c < j->depth / 2; c++)
-                ((uint32_t *)(void *)to)[c * panel] = ((const uint32_t *)(const void *)row)[c];
-        } else {
-            for (int64_t c = 0; c < d; c++)
-                ((float *)(void *)to)[c * panel] = ((const float *)(const void *)row)[c];
-        }
+        if (j->depth > d) memset(row + d * j->size, 0, (size_t)j->size);
+        mel_pack_column(pairs, row, j->depth, pk + i / panel * panel * j->depth * j->size, panel, i % panel);
         // values: B[key][channel]
         load_operand(j, j->v->dtype, at(j->v, b, first + i, h), row, d, buffer);
         for (int64_t p = 0; p * panel < d; p++) {
@@ -285,16 +278,8 @@ mel_status mel_attention(const mel_tensor *q, const mel_tensor *k, const mel_ten
             j.key_bias = (const float *)(const void *)mine[4]->data;
             j.key_bias_step = key_bias->ndim == 2 && key_bias->shape[0] > 1 ? j.lk : 0;
         }
-        mel_isa isa = mel_cpu_isa();
         bool half = q->dtype == MEL_BF16 && k->dtype == MEL_BF16 && v->dtype == MEL_BF16;
-        if (isa == MEL_ISA_AVX512_BF16 && half)
-            j.kernels = &attention_kernels_avx512bf16;
-        else if (isa >= MEL_ISA_AVX512)
-            j.kernels = &attention_kernels_avx512;
-        else if (isa == MEL_ISA_AVX2)
-            j.kernels = &attention_kernels_avx2;
-        else
-            j.kernels = &attention_kernels_ref;
+        j.kernels = mel_product_kernels(half ? MEL_BF16 : MEL_F32);
         j.operand = j.kernels->pairs == 2 ? MEL_BF16 : MEL_F32;
         j.size = mel_dtype_size(j.operand);
         s = j.lk > 0 ? run(&j, err) : mel_tensor_fill(y, 0, err);

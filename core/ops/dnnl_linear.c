@@ -28,7 +28,8 @@ mel_status mel_set_compute(mel_dtype dtype, mel_error *err) {
 
 enum {
     OPS_KEPT = 8,
-    PACK_ROWS = 1024
+    PACK_ROWS = 1024,
+    FEW_ROWS = 128 // a lazy layer reads its weights in place up to here
 };
 
 typedef struct cached_op {
@@ -43,7 +44,8 @@ struct mel_linear {
     int64_t n, k;
     mel_dtype compute;
     dnnl_memory_desc_t desc; // of packed
-    void *packed;
+    void *packed;            // NULL: lazy, the weights are read from source
+    mel_source *source;
     float *bias; // or NULL
     uint64_t clock;
     cached_op ops[OPS_KEPT];
@@ -54,6 +56,7 @@ void mel_linear_free(mel_linear *layer) {
     for (int i = 0; i < OPS_KEPT; i++)
         door_free(&layer->ops[i].op);
     mel_free(layer->packed);
+    mel_source_unref(layer->source);
     mel_free(layer->bias);
     mel_free(layer);
 }
@@ -82,24 +85,20 @@ static mel_status linear_op(mel_linear *layer, int64_t m, mel_act act, mel_dtype
     return door_matmul(&spec, op, err);
 }
 
-mel_status mel_linear_create(
-    const mel_tensor *weight, const mel_tensor *bias, mel_dtype compute_in, mel_linear **out, mel_error *err) {
-    char shape[128];
-    if (weight->ndim != 2 || !mel_is_float(weight->dtype))
-        return mel_fail(err, MEL_EINVAL, "linear: the weight is %s %s, floats [outputs, inputs] are wanted",
-            mel_dtype_name(weight->dtype), mel_tensor_shape_text(weight, shape, sizeof shape));
-    if (weight->shape[0] < 1 || weight->shape[1] < 1)
-        return mel_fail(
-            err, MEL_EINVAL, "linear: the weight is empty: %s", mel_tensor_shape_text(weight, shape, sizeof shape));
+static mel_status new_layer(
+    const mel_source *source, const mel_tensor *bias, mel_dtype compute_in, mel_linear **out, mel_error *err) {
+    if (source->rows < 1 || source->columns < 1)
+        return mel_fail(err, MEL_EINVAL, "linear: the weight is empty: [%lld, %lld]", (long long)source->rows,
+            (long long)source->columns);
     mel_dtype dtype = compute_in == MEL_SAME ? mel_compute() : compute_in;
     if (dtype != MEL_F32 && dtype != MEL_BF16)
         return mel_fail(err, MEL_EINVAL, "linear: compute in f32 or bf16, not %s", mel_dtype_name(dtype));
     mel_linear *layer = mel_alloc_zero(sizeof *layer, err);
     if (!layer) return MEL_ENOMEM;
-    layer->n = weight->shape[0];
-    layer->k = weight->shape[1];
+    layer->n = source->rows;
+    layer->k = source->columns;
     layer->compute = dtype;
-    mel_tensor *plain = NULL, *vector = NULL;
+    mel_tensor *vector = NULL;
     mel_status s = mel_vector(bias, layer->n, "linear", "bias", &vector, err);
     if (!s && vector) {
         layer->bias = mel_alloc((size_t)layer->n * 4, err);
@@ -109,21 +108,102 @@ mel_status mel_linear_create(
             s = MEL_ENOMEM;
     }
     mel_tensor_unref(vector);
-    // The layout is chosen for many rows; the few-row cases run on the same one.
-    door_op probe = {0};
-    dnnl_memory_desc_t source;
-    if (!s) s = linear_op(layer, PACK_ROWS, MEL_ACT_NONE, dtype, NULL, &probe, err);
-    if (!s) s = mel_tensor_cast(weight, dtype, &plain, err);
-    if (!s) s = door_plain_weights(layer->k, layer->n, dtype, &source, err);
-    if (!s) s = door_pack(&source, plain->data, &probe.weights_desc, &layer->packed, err);
-    if (!s) layer->desc = probe.weights_desc;
-    door_free(&probe);
-    mel_tensor_unref(plain);
     if (s)
         mel_linear_free(layer);
     else
         *out = layer;
     return s;
+}
+
+// All of a source as `dtype`: its own memory where it lies so, else read into *owned.
+static mel_status whole(const mel_source *source, mel_dtype dtype, const void **out, void **owned, mel_error *err) {
+    enum {
+        ROWS = 64
+    };
+    *owned = NULL;
+    if (source->base && source->stored == dtype) {
+        *out = source->base;
+        return MEL_OK;
+    }
+    int64_t row = source->columns * mel_dtype_size(dtype), tasks = (source->rows + ROWS - 1) / ROWS;
+    char *block = mel_alloc((size_t)(source->rows * row), err);
+    if (!block) return MEL_ENOMEM;
+    mel_status status = MEL_OK;
+    mel_error first = {0};
+#pragma omp parallel for schedule(dynamic) num_threads(mel_threads()) if (tasks > 1)
+    for (int64_t t = 0; t < tasks; t++) {
+        int64_t at = t * ROWS, count = source->rows - at < ROWS ? source->rows - at : ROWS;
+        mel_error e;
+        mel_status s = mel_source_read(source, at, count, dtype, block + at * row, &e);
+        if (s) {
+#pragma omp critical(mel_whole)
+            if (!status) {
+                status = s;
+                first = e;
+            }
+        }
+    }
+    if (status) {
+        if (err) *err = first;
+        mel_free(block);
+        return status;
+    }
+    *out = *owned = block;
+    return MEL_OK;
+}
+
+// The layout is chosen for many rows; the few-row cases run on the same one.
+static mel_status pack(
+    mel_linear *layer, const mel_source *source, void **packed, dnnl_memory_desc_t *desc, mel_error *err) {
+    door_op probe = {0};
+    dnnl_memory_desc_t plain;
+    const void *weights = NULL;
+    void *owned = NULL;
+    mel_status s = linear_op(layer, PACK_ROWS, MEL_ACT_NONE, layer->compute, NULL, &probe, err);
+    if (!s) s = whole(source, layer->compute, &weights, &owned, err);
+    if (!s) s = door_plain_weights(layer->k, layer->n, layer->compute, &plain, err);
+    if (!s) s = door_pack(&plain, weights, &probe.weights_desc, packed, err);
+    if (!s) *desc = probe.weights_desc;
+    mel_free(owned);
+    door_free(&probe);
+    return s;
+}
+
+mel_status mel_linear_create(
+    const mel_tensor *weight, const mel_tensor *bias, mel_dtype compute, mel_linear **out, mel_error *err) {
+    char shape[128];
+    if (weight->ndim != 2 || !mel_is_float(weight->dtype))
+        return mel_fail(err, MEL_EINVAL, "linear: the weight is %s %s, floats [outputs, inputs] are wanted",
+            mel_dtype_name(weight->dtype), mel_tensor_shape_text(weight, shape, sizeof shape));
+    mel_source *source = NULL;
+    mel_status s = mel_source_of(weight, &source, err);
+    if (!s) s = mel_linear_create_from(source, bias, compute, out, err);
+    mel_source_unref(source);
+    return s;
+}
+
+mel_status mel_linear_create_from(
+    mel_source *source, const mel_tensor *bias, mel_dtype compute, mel_linear **out, mel_error *err) {
+    mel_linear *layer = NULL;
+    mel_status s = new_layer(source, bias, compute, &layer, err);
+    if (!s) s = pack(layer, source, &layer->packed, &layer->desc, err);
+    if (s)
+        mel_linear_free(layer);
+    else
+        *out = layer;
+    return s;
+}
+
+mel_status mel_linear_create_lazy(
+    mel_source *source, const mel_tensor *bias, mel_dtype compute, mel_linear **out, mel_error *err) {
+    mel_status s = new_layer(source, bias, compute, out, err);
+    if (!s) (*out)->source = mel_source_ref(source);
+    return s;
+}
+
+int64_t mel_linear_bytes(const mel_linear *layer) {
+    int64_t bytes = layer->bias ? layer->n * 4 : 0;
+    return layer->packed ? bytes + (int64_t)dnnl_memory_desc_get_size(&layer->desc) : bytes;
 }
 
 static mel_status find_op(mel_linear *layer, int64_t m, mel_act act, mel_dtype dst, door_op **out, mel_error *err) {
@@ -162,9 +242,18 @@ mel_status mel_linear_run(
     door_op *op;
     s = mel_tensor_create(run, x->ndim, out_shape, &y, err);
     if (!s && m > 0) {
-        s = mel_tensor_cast(x, layer->compute, &src, err);
-        if (!s) s = find_op(layer, m, act, run, &op, err);
-        if (!s) s = door_run(op, src->data, layer->packed, layer->bias, y->data, err);
+        const bool few = layer->source && m <= FEW_ROWS;
+        mel_dtype operand = few && mel_product_pairs(layer->compute) == 1 ? MEL_F32 : layer->compute;
+        void *packed = layer->packed;
+        s = mel_tensor_cast(x, operand, &src, err);
+        if (!s && few && layer->k % mel_product_pairs(operand) == 0) {
+            s = mel_skinny_product(layer->source, operand, src->data, m, layer->bias, act, run, y->data, err);
+        } else if (!s) {
+            if (layer->source) s = pack(layer, layer->source, &packed, &layer->desc, err);
+            if (!s) s = find_op(layer, m, act, run, &op, err);
+            if (!s) s = door_run(op, src->data, packed, layer->bias, y->data, err);
+            if (layer->source) mel_free(packed);
+        }
     }
     mel_tensor_unref(src);
     if (!s && run != dst) {

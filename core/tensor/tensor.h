@@ -35,4 +35,18 @@ bool mel_is_float(mel_dtype dtype);
 // The strides with which t walks along `shape` when broadcast from the right; false where it does not fit.
 bool mel_broadcast_strides(const mel_tensor *t, int ndim, const int64_t *shape, int64_t *strides);
 
+// A source reads `count` rows from `first` on as floats of `dtype` into dst. base: row 0 where the rows lie dense in
+// memory as `stored` and need no conversion, else NULL.
+struct mel_source {
+    atomic_int refs;
+    int64_t rows, columns;
+    mel_dtype stored;
+    const char *base;
+    mel_status (*read)(const void *owner, int64_t first, int64_t count, mel_dtype dtype, void *dst, mel_error *err);
+    void (*release)(void *owner);
+    void *owner;
+};
+mel_status mel_source_create(const mel_source *fields, mel_source **out, mel_error *err); // takes over owner
+mel_source *mel_source_ref(mel_source *source);
+
 #endif

@@ -61,8 +61,8 @@ function Reader:shape(name)
   return out
 end
 
--- Takes a tensor of the given shape (false: any size), in the dtype it is stored in.
-function Reader:take(name, shape)
+-- Checks a tensor's shape (false: any size) and counts it as taken. Returns its name in the file.
+function Reader:claim(name, shape)
   local found, key = self:shape(name), self:key(name)
   local fits = #found == #shape
   for i = 1, #shape do fits = fits and (not shape[i] or shape[i] == found[i]) end
@@ -70,6 +70,12 @@ function Reader:take(name, shape)
     fail("%s: tensor '%s' is %s, wanted %s", self.model, key, kit.shape_text(found), kit.shape_text(shape))
   end
   self.taken[key] = true
+  return key
+end
+
+-- Takes a tensor of the given shape (false: any size), in the dtype it is stored in.
+function Reader:take(name, shape)
+  local key = self:claim(name, shape)
   if not self.file then return self.source[key] end
   local tensor, message = self.file:get(key)
   if not tensor then fail("%s: tensor '%s': %s", self.model, key, tostring(message)) end
@@ -84,9 +90,14 @@ end
 -- A linear layer from name.weight [outputs, inputs] and, unless bias is false, name.bias [outputs].
 function Reader:linear(name, outputs, inputs, options)
   options = options or {}
-  local weight = self:take(name .. ".weight", { outputs, inputs })
+  local weight
+  if self.file and self.file.matrix then -- read by rows: a quantised weight is never whole in memory
+    weight = self.file:matrix(self:claim(name .. ".weight", { outputs, inputs }))
+  else
+    weight = self:take(name .. ".weight", { outputs, inputs })
+  end
   local bias = options.bias ~= false and self:take(name .. ".bias", { outputs }) or nil
-  return melies.nn.linear(weight, bias, { compute = options.compute })
+  return melies.nn.linear(weight, bias, { compute = options.compute, lazy = options.lazy })
 end
 
 -- A convolution from name.weight (its whole shape) and name.bias where the file has one.
@@ -127,12 +138,13 @@ function kit.agree(model, config, names, found, where)
   return found
 end
 
--- The options of load: compute ("f32" or "bf16", by default melies.compute()) and trace(name, tensor).
+-- The options of load: compute ("f32" or "bf16", by default melies.compute()), trace(name, tensor), and lazy, with
+-- which the model keeps no packed copy of its large matrices: true for all, or a count of blocks that it keeps.
 function kit.options(model, options)
   options = options or {}
   for name in pairs(options) do
-    if name ~= "compute" and name ~= "trace" then
-      error(("%s: unknown option '%s' (there are compute, trace)"):format(model, tostring(name)), 3)
+    if name ~= "compute" and name ~= "trace" and name ~= "lazy" then
+      error(("%s: unknown option '%s' (there are compute, lazy, trace)"):format(model, tostring(name)), 3)
     end
   end
   local compute = options.compute or melies.compute()

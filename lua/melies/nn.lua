@@ -36,16 +36,36 @@ Linear.__index = Linear
 -- layer(x [..., K], {act=, dtype=}) -> [..., N]
 Linear.__call = run_with(function(...) return C.mel_linear_run(...) end, "linear")
 
-local linear_options = { compute = true }
--- nn.linear(weight [N, K], bias [N] or nil, {compute = melies.compute()})
+local linear_options = { compute = true, lazy = true }
+-- nn.linear(weight [N, K], bias [N] or nil, {compute = melies.compute(), lazy = false}). weight: a tensor, or a source
+-- (weights:source(name)). lazy: no packed copy is kept; the weight is read where it lies at each call.
 function nn.linear(weight, bias, options)
   options = options or {}
   lib.check_options("nn.linear", options, linear_options)
   local box = ffi.new("mel_linear*[1]")
-  check(C.mel_linear_create(need(weight, "nn.linear"), bias and need(bias, "nn.linear") or nil,
-    tensor.dtype_code(options.compute), box, err))
+  local code, b = tensor.dtype_code(options.compute), bias and need(bias, "nn.linear") or nil
+  if tensor.is(weight) and not options.lazy then
+    check(C.mel_linear_create(need(weight, "nn.linear"), b, code, box, err))
+  else
+    local source = tensor.is(weight) and nn.source(weight) or weight
+    local create = options.lazy and C.mel_linear_create_lazy or C.mel_linear_create_from
+    check(create(source.handle, b, code, box, err))
+  end
   local n, k = tonumber(C.mel_linear_outputs(box[0])), tonumber(C.mel_linear_inputs(box[0]))
-  return setmetatable({ handle = ffi.gc(box[0], C.mel_linear_free), inputs = k, outputs = n }, Linear)
+  return setmetatable({ handle = ffi.gc(box[0], C.mel_linear_free), inputs = k, outputs = n, lazy = options.lazy }, Linear)
+end
+-- Bytes that the layer holds for itself: its packed weights, none where it is lazy.
+function Linear:bytes() return tonumber(C.mel_linear_bytes(self.handle)) end
+
+-- nn.source(matrix): a float matrix as a source. nn.wrap_source(handle) owns an FFI handle.
+function nn.wrap_source(handle)
+  return { handle = ffi.gc(handle, C.mel_source_unref), shape = { tonumber(C.mel_source_rows(handle)),
+    tonumber(C.mel_source_columns(handle)) } }
+end
+function nn.source(matrix)
+  local box = ffi.new("mel_source*[1]")
+  check(C.mel_source_of(need(matrix, "nn.source"), box, err))
+  return nn.wrap_source(box[0])
 end
 
 -- ---- convolution ------------------------------------------------------------------------------------

@@ -82,6 +82,12 @@ function Source:raw(name)
   return s.raw(key)
 end
 
+-- f:matrix(name): the tensor as a source that is read by rows when needed, quantised blocks included; for nn.linear.
+function Source:matrix(name)
+  local s, key = find(self, name, 2)
+  return s.matrix(key)
+end
+
 -- f:prefetch(name): asks the system to read the tensor (nil: everything) ahead.
 -- f:drop(name): gives the memory of its pages back; they are read again when next touched.
 local function hint(which)
@@ -184,6 +190,11 @@ local function file_source(open_handle, path)
     lib.check(C.mel_weights_raw(handle, name_of(key), box, lib.err), 3)
     return tensor.wrap(box[0])
   end
+  function fields.matrix(key)
+    local box = ffi.new("mel_source*[1]")
+    lib.check(C.mel_weights_source(handle, name_of(key), box, lib.err), 3)
+    return require("melies.nn").wrap_source(box[0])
+  end
   function fields.shape(key)
     local p, out = C.mel_weights_shape(handle, key), {}
     for i = 1, C.mel_weights_ndim(handle, key) do out[i] = tonumber(p[i - 1]) end
@@ -258,6 +269,10 @@ function weights.from_table(tensors, metadata)
     local copy = tensor.empty({ dense:bytes() }, "u8")
     ffi.copy(copy:ptr(), dense:ptr(), dense:bytes())
     return copy
+  end
+  function fields.matrix(key)
+    local x = held[key]
+    return require("melies.nn").source(x:reshape(x.shape[1], -1))
   end
   function fields.metadata() return metadata or {} end
   function fields.hint() end

@@ -98,6 +98,26 @@ t.test("linear in f32 and bf16, any number of rows", function()
   t.raises(function() nn.linear(w, b)(T.zeros { 2, 36 }) end, "linear: x is [2, 36], weight is [19, 37]")
 end)
 
+t.test("lazy linear: the weight is read where it lies", function()
+  for _, case in ipairs { { 19, 37 }, { 130, 64 }, { 49, 4200 } } do
+    local w, b = T.noise({ case[1], case[2] }, { seed = 1 }), T.noise({ case[1] }, { seed = 2 })
+    for _, stored in ipairs { "f32", "bf16" } do
+      local source = w:to(stored)
+      for _, compute in ipairs { "f32", "bf16" } do
+        local packed = nn.linear(source, b, { compute = compute })
+        local lazy = nn.linear(source, b, { compute = compute, lazy = true })
+        t.ok(lazy:bytes() < packed:bytes(), "lazy holds no weights")
+        for _, rows in ipairs { 1, 5, 31, 70, 128, 129 } do
+          local x = T.noise({ rows, case[2] }, { seed = 3 })
+          local got, want = lazy(x, { act = "silu" }), packed(x, { act = "silu" })
+          t.ok((got - want):norm() <= (compute == "f32" and 2e-6 or 5e-3) * want:norm(), compute .. " " .. rows)
+          t.eq(lazy(x:to "bf16").dtype, "bf16")
+        end
+      end
+    end
+  end
+end)
+
 t.test("matmul with batches", function()
   local a, b = T.noise({ 2, 3, 4, 5 }, { seed = 1 }), T.noise({ 3, 5, 6 }, { seed = 2 })
   local y = a:matmul(b)
@@ -246,7 +266,8 @@ t.test("the same bits for one thread and for two", function()
   local clip = T.noise({ 1, 5, 20, 20, 16 }, { seed = 5 })
   local function all()
     local qkv = x:slice(3, 1, 192):reshape(1, 700, 3, 64)
-    return { nn.linear(w, b)(x), nn.linear(w, b, { compute = "f32" })(x), nn.conv(conv, nil, { causal = true, pad = 1 })(clip),
+    return { nn.linear(w, b)(x), nn.linear(w, b, { compute = "f32" })(x), nn.linear(w, b, { lazy = true })(x:slice(2, 1, 77)),
+      nn.conv(conv, nil, { causal = true, pad = 1 })(clip),
       T.attention(qkv, qkv, qkv), T.attention(qkv:to "bf16", qkv:to "bf16", qkv:to "bf16"), x:layer_norm(), x:mean(2),
       (x * 2 + 1):gelu(), x:resize(2, 333, "bicubic"), x:matmul(x, { transpose = true }),
       T.of { x:sum(), x:std(), x:dot(x) }, T.noise({ 100, 1000 }, { seed = 9 }) }

@@ -142,7 +142,16 @@ typedef struct mel_linear mel_linear;
 // MEL_SAME: mel_compute()). The source tensors may go afterwards.
 MEL_API mel_status mel_linear_create(
     const mel_tensor *weight, const mel_tensor *bias, mel_dtype compute, mel_linear **out, mel_error *err);
+// The same from a source, which is read once.
+MEL_API mel_status mel_linear_create_from(
+    mel_source *source, const mel_tensor *bias, mel_dtype compute, mel_linear **out, mel_error *err);
+// The same without a packed copy: weight is read where it lies each time the layer runs, in one pass for few rows of x
+// (a prompt's tokens), packed for the moment of the run for many. source: [N, K], kept alive.
+MEL_API mel_status mel_linear_create_lazy(
+    mel_source *source, const mel_tensor *bias, mel_dtype compute, mel_linear **out, mel_error *err);
 MEL_API void mel_linear_free(mel_linear *layer);
+// Bytes of memory that the layer holds for itself.
+MEL_API int64_t mel_linear_bytes(const mel_linear *layer);
 MEL_API int64_t mel_linear_inputs(const mel_linear *layer);
 MEL_API int64_t mel_linear_outputs(const mel_linear *layer);
 // x [..., K] -> act(x W^T + bias) [..., N]. MEL_SAME: x's dtype.

@@ -76,4 +76,17 @@ MEL_API mel_status mel_tensor_fill(mel_tensor *dst, double value, mel_error *err
 MEL_API mel_status mel_tensor_get(const mel_tensor *t, int64_t index, double *out, mel_error *err);
 MEL_API mel_status mel_tensor_set(mel_tensor *t, int64_t index, double value, mel_error *err);
 
+// ---- sources -------------------------------------------------------------------------------------
+// A matrix [rows, columns] that is read by rows when needed: a tensor, or a part of a file in any stored type (see
+// mel_weights_source). Read-only; any number of threads may read.
+typedef struct mel_source mel_source;
+// A float matrix; it is kept alive, not copied. MEL_EINVAL: not a matrix of floats.
+MEL_API mel_status mel_source_of(const mel_tensor *matrix, mel_source **out, mel_error *err);
+MEL_API void mel_source_unref(mel_source *source); // NULL is fine
+MEL_API int64_t mel_source_rows(const mel_source *source);
+MEL_API int64_t mel_source_columns(const mel_source *source);
+// Rows [first, first + count) as a float dtype, dense in dst. MEL_EINVAL: outside the matrix.
+MEL_API mel_status mel_source_read(
+    const mel_source *source, int64_t first, int64_t count, mel_dtype dtype, void *dst, mel_error *err);
+
 #endif

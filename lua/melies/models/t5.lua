@@ -184,7 +184,7 @@ local function load(weights, config, options)
   net.head_count, net.head_dim = heads, inner / heads
   if shared then net.shared_bias = r:take_f32(shared, { net.buckets, heads }) end
 
-  local matrix = { compute = compute, bias = false }
+  local matrix = { compute = compute, bias = false, lazy = options and options.lazy or nil }
   for i = 0, layers - 1 do
     local at = ("blocks.%d."):format(i)
     local layer = {

@@ -480,8 +480,8 @@ function Net:causal(options) return require("melies.models.wan_causal").stream(s
 
 -- ---- loading ----------------------------------------------------------------------------------------------------
 
-local function load_block(r, index, net, ffn)
-  local dim, compute = net.dim, { compute = net.dtype }
+local function load_block(r, index, net, ffn, lazy)
+  local dim, compute = net.dim, { compute = net.dtype, lazy = lazy }
   local function at(name) return ("blocks.%d.%s"):format(index, name) end
   local function linear(name, outputs, inputs) return r:linear(at(name), outputs or dim, inputs or dim, compute) end
   local block = {
@@ -571,7 +571,10 @@ local function load(weights, config, options)
   if layers == 0 then r:shape("blocks.0.modulation") end
   local ffn = agree({ "ffn", "ffn_dim" }, r:shape("blocks.0.ffn.0.weight")[1], "blocks.0.ffn.0.weight")
   net.ffn = ffn
-  for i = 1, layers do net.blocks[i] = load_block(r, i - 1, net, ffn) end
+  local lazy = options and options.lazy
+  for i = 1, layers do
+    net.blocks[i] = load_block(r, i - 1, net, ffn, lazy == true or (type(lazy) == "number" and i > lazy) or nil)
+  end
 
   local head = r:shape("head.head.weight")
   net.out_channels = agree({ "out_channels", "out_dim" }, head[1] / patch_size, "head.head.weight")
