@@ -20,6 +20,18 @@ M.OK, M.FAILED, M.USAGE, M.CANCELED = 0, 1, 2, 130
 
 -- ---- values --------------------------------------------------------------------------------------
 
+-- Foreign text inside a message: cut where it is long.
+local function cut(text)
+  text = tostring(text)
+  return #text > 80 and text:sub(1, 80) .. "..." or text
+end
+
+-- nil, message, code as they go out: one line that a terminal may show, control characters spelled out.
+local function refusal(message, code)
+  message = message:gsub("%c", function(c) return c == "\n" and "\\n" or ("\\x%02x"):format(c:byte()) end)
+  return nil, #message > 600 and message:sub(1, 600) .. "..." or message, code
+end
+
 local plugin_kinds = { sampler = true, schedule = true, guide = true }
 
 local function readable(path)
@@ -116,7 +128,7 @@ function types.list(value, spec)
   if type(items) ~= "table" then return nil, "a list with commas between" end
   for i, item in ipairs(items) do
     local v, want = types[spec.of or "string"](item, spec)
-    if v == nil then return nil, ("a list of %ss; entry %d, '%s', should be %s"):format(spec.of, i, tostring(item), want) end
+    if v == nil then return nil, ("a list of %ss; entry %d, '%s', should be %s"):format(spec.of, i, cut(item), want) end
     out[i] = v
   end
   if #out == 0 then return nil, "a list with something in it" end
@@ -143,7 +155,7 @@ end
 -- The value in its own type, or nil and a message that names parameter, value and what was wanted.
 local function coerce(name, value, spec, recipe_name)
   local got, want = type_of(spec, name, recipe_name)(value, spec)
-  local shown = type(value) == "table" and "a table" or tostring(value)
+  local shown = type(value) == "table" and "a table" or cut(value)
   if got == nil then return nil, ("%s is '%s'; it should be %s"):format(name, shown, want) end
   local low, high = spec.min, spec.max
   if type(got) == "number" and ((low and got < low) or (high and got > high)) then
@@ -295,8 +307,7 @@ function M.plugin_params(all, values, name)
   return out
 end
 
--- given: name -> value, in its type or as text. Returns all values with defaults, each in its type.
-function M.check(plugin, given)
+local function check(plugin, given)
   local all, names = M.params(plugin)
   local values = {}
   for key, value in pairs(given) do
@@ -336,6 +347,13 @@ function M.check(plugin, given)
   return values
 end
 
+-- given: name -> value, in its type or as text. Returns all values with defaults, each in its type.
+function M.check(plugin, given)
+  local values, message, code = check(plugin, given)
+  if not values then return refusal(message, code) end
+  return values
+end
+
 -- Command-line words into a table of texts.
 local function words(plugin, argv)
   local all, names = M.params(plugin)
@@ -348,7 +366,7 @@ local function words(plugin, argv)
     name = name or word:match("^%-%-(.+)$")
     if not name and word:match("^%-%a$") then name = shorts[word:sub(2)] or word end
     if not name then
-      return nil, ("%s: '%s' is not a parameter; give values as --name value"):format(plugin.name, word)
+      return nil, ("%s: '%s' is not a parameter; give values as --name value"):format(plugin.name, cut(word))
     end
     name = name:gsub("%-", "_")
     local negated = not all[name] and name:match("^no_(.+)$")
@@ -358,7 +376,7 @@ local function words(plugin, argv)
     local spec = all[name]
     local head = name:match("^([%w_]+)%.")
     if not spec and not (head and all[head] and plugin_kinds[all[head][1]]) then
-      return nil, ("%s: unknown parameter '%s'%s"):format(plugin.name, word:match("^[^=]+"), lib.suggest(name, names))
+      return nil, ("%s: unknown parameter '%s'%s"):format(plugin.name, cut(word:match("^[^=]+")), lib.suggest(name, names))
     end
     if given[name] ~= nil then return nil, ("%s: %s is given twice"):format(plugin.name, name) end
     if not value and spec and spec[1] == "boolean" then
@@ -381,7 +399,7 @@ function M.parse(plugin, argv)
     if word == "--help" or word == "-h" then return nil, M.help(plugin), M.OK end
   end
   local given, message = words(plugin, argv)
-  if not given then return nil, message, M.USAGE end
+  if not given then return refusal(message, M.USAGE) end
   return M.check(plugin, given)
 end
 
