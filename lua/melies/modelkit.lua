@@ -114,6 +114,18 @@ function Reader:count(pattern)
   return n
 end
 
+-- Tensors that belong to the model and are not read: one name, or all that begin with it where it ends in ".".
+function Reader:ignore(name)
+  local key = self:key(name)
+  if name:sub(-1) ~= "." then
+    self.taken[key] = true
+    return
+  end
+  for found in pairs(self.names) do
+    if found:sub(1, #key) == key then self.taken[found] = true end
+  end
+end
+
 -- Every tensor under the prefix must have been taken.
 function Reader:finish()
   local extra = {}

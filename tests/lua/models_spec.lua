@@ -315,6 +315,30 @@ t.test("t5: a padded batch has the rows of its samples alone", function()
   end
 end)
 
+-- ---- CLIP --------------------------------------------------------------------------------------------------------
+
+t.test("clip_text: what does not fit", function()
+  local net = arch("clip_text").load(open "clip_text_gelu", { heads = 3, activation = "gelu" }, { compute = "f32" })
+  t.eq(net:encode({ 78, 5, 79 }).last:shape_text(), "[3, 48]")
+  t.raises(function() net:encode { 78, 80 } end, "id 2 is 80, outside 0..79")
+  t.raises(function() net:forward(T.zeros({ 1, 15 }, "i64")) end, "wanted [B, 1 to 14]")
+  t.raises(function() arch("clip_text").load(open "clip_text_gelu", { heads = 3, activation = "relu" }) end,
+    "activation is 'relu'")
+  t.raises(function() arch("clip_text").load(open "clip_text_gelu", {}) end, "must give heads")
+end)
+
+t.test("clip_vision: several pictures at once, bytes, a file with a text tower", function()
+  local w = tensors "wan_clip_vision"
+  w["textual.type_embedding.weight"], w.log_scale = T.zeros { 1, 4 }, T.zeros {}
+  local net = arch("clip_vision").load(w, { num_heads = 3 }, { compute = "f32" })
+  local pictures = (T.uniform({ 2, 9, 17, 3 }, { seed = 4 }) * 255):round():to("u8")
+  local both = net:encode(pictures)
+  t.eq(both:shape_text(), "[2, 17, 48]")
+  t.close(both:select(1, 2), net:encode(pictures:select(1, 2):to("f32") * (1 / 255)), 1e-5, 1e-5)
+  t.raises(function() net:encode(T.zeros { 4, 4 }) end, "a picture is [H, W, 3]")
+  t.raises(function() arch("clip_vision").load(w, { num_heads = 3, skip_last = 3 }) end, "transformer.3")
+end)
+
 -- ---- weights that do not fit ------------------------------------------------------------------------------------------
 
 t.test("one line names the tensor that is missing, misshapen or unknown", function()

@@ -135,6 +135,47 @@ local function t5(fixture)
   end
 end
 
+local function clip_text(fixture)
+  local net = load(fixture, "clip_text", fixture.json.config)
+  local ids = fixture:get("ids")
+  local seen, result = fixture.traced(net, function() return net:forward(ids) end)
+  compare_traced(fixture, seen)
+  fixture:close("last_hidden", result.last, fixture:get("last_hidden"))
+  fixture:close("penultimate", result.penultimate, fixture:get("penultimate"))
+  local normed = result.penultimate:layer_norm { weight = net.norm[1], bias = net.norm[2], eps = net.eps }
+  fixture:close("penultimate_normed", normed, fixture:get("penultimate_normed"))
+  fixture:close("pooled", result.pooled, fixture:get("pooled"))
+  fixture:close("text_embeds", result.embeds, fixture:get("text_embeds"))
+  local flat = ids:list()
+  for i, length in ipairs(fixture.json.lengths_with_bos_eos) do
+    local one = {}
+    for j = 1, length do one[j] = flat[(i - 1) * ids.shape[2] + j] end
+    local alone, row = net:encode(one), i - 1
+    fixture:close(("last_hidden[%d], unpadded"):format(row), alone.last,
+      fixture:get("last_hidden"):select(1, i):slice(1, 1, length))
+    fixture:close(("text_embeds[%d], unpadded"):format(row), alone.embeds, fixture:get("text_embeds"):select(1, i))
+  end
+end
+
+local function clip_vision(fixture)
+  local json = fixture.json
+  local config = { mean = json.mean, std = json.std }
+  for name, value in pairs(json.config) do config[name] = value end
+  local net = load(fixture, "clip_vision", config)
+  local picture = (fixture:get("image"):permute(2, 3, 1):contiguous() + 1) * 0.5
+  local seen, output = fixture.traced(net, function() return net:encode(picture) end)
+  for _, name in ipairs { "resized", "normalised" } do
+    fixture:close(name, seen[name][1]:squeeze(1):permute(3, 1, 2), fixture:get(name))
+  end
+  local want = fixture:get("patch_embedding")
+  fixture:close("patch_embedding", seen.patch_embedding[1]:permute(1, 3, 2):reshape(want.shape), want)
+  for _, name in ipairs { "after_pre_norm", "block0_out" } do fixture:close(name, seen[name][1], fixture:get(name)) end
+  fixture:close("output", output, fixture:get("output"))
+  config.skip_last = 0
+  fixture:close("output_all_blocks", load(fixture, "clip_vision", config):encode(picture),
+    fixture:get("output_all_blocks"))
+end
+
 -- ---- autoencoders -----------------------------------------------------------------------------------------------
 
 -- TAEHV's fixtures lie frame, channel, row, column.
@@ -223,6 +264,12 @@ return {
     return called(json, "CausalWanModel.forward")
   end },
   { name = "t5", bf16 = 1.5e-2, run = t5, applies = function(json) return called(json, "T5Encoder.forward") end },
+  { name = "clip_text", bf16 = 1e-2, run = clip_text, applies = function(json)
+    return called(json, "text transformer") and json.config.projection ~= nil
+  end },
+  { name = "clip_vision", bf16 = 1e-2, run = clip_vision, applies = function(json)
+    return called(json, "CLIPModel.visual")
+  end },
   { name = "taehv", bf16 = 3e-2, run = taehv, applies = function(json)
     return source(json) == "madebyollin/taehv/taehv.py"
   end },

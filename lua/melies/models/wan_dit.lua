@@ -25,10 +25,12 @@
 -- Matrix work and attention run in `compute`; the residual stream, norms, modulation and time embedding in float32.
 local melies = require "melies"
 local kit = require "melies.modelkit"
+local ditkit = require "melies.ditkit"
 local lib = require "melies.ffi.lib"
 local T, nn = melies.tensor, melies.nn
 
 local NAME = "wan_dit"
+local batched, modulation, side_by_side = ditkit.batched, ditkit.modulation, ditkit.side_by_side
 local Net, Context = {}, {}
 Net.__index = Net
 Context.__index = Context
@@ -71,21 +73,6 @@ local function rope_tables(d, frames, rows, columns, first_frame)
   fill(nh, nt / 2, rows, columns, 0)
   fill(nw, nt / 2 + nh / 2, columns, 1, 0)
   return cos, sin
-end
-
--- [#t, width] f32: cosines, then sines, of t * 10000^(-i / half), in double.
-local function sinusoid(t, width)
-  local half = width / 2
-  local out = T.empty({ #t, width })
-  local p = out:ptr()
-  for row, value in ipairs(t) do
-    for i = 0, half - 1 do
-      local angle = value * 10000 ^ (-i / half)
-      p[(row - 1) * width + i] = math.cos(angle)
-      p[(row - 1) * width + half + i] = math.sin(angle)
-    end
-  end
-  return out
 end
 
 function Net:rope(frames, rows, columns, first_frame)
@@ -165,7 +152,7 @@ function Net:context(texts, options)
 
   local context = setmetatable({ net = self, batch = #texts, rows = x.shape[2], key_bias = key_bias, blocks = {},
     condition = options.condition and self:beside(options.condition), features = options.image,
-    first = options.first and self:given(options.first) }, Context)
+    first = options.first and ditkit.given(NAME, options.first, self.latent_channels, self.patch[1]) }, Context)
   local image
   if options.image then
     image = image_tokens(self, options.image)
@@ -196,34 +183,6 @@ function Net:beside(condition)
   return condition:to("f32"):unsqueeze(1)
 end
 
--- Given first frames [C, n, H, W] checked, as [1, C, n, H, W].
-function Net:given(first)
-  if first.ndim ~= 4 or first.shape[1] ~= self.latent_channels or first.shape[2] % self.patch[1] ~= 0 then
-    error(("%s: the first frames are %s, wanted [%d, n, H, W]"):format(NAME, kit.shape_text(first.shape),
-      self.latent_channels), 3)
-  end
-  return first:to("f32"):unsqueeze(1)
-end
-
--- What all contexts of a join share, or the samples of each one after the other: [1 or batch, ...].
-local function side_by_side(contexts, pick, what)
-  local firsts, same = pick(contexts[1]), true
-  local parts = {}
-  for i, c in ipairs(contexts) do
-    local x = pick(c)
-    if (x == nil) ~= (firsts == nil) then error(("%s: join: not all contexts have %s"):format(NAME, what), 3) end
-    same = same and rawequal(x, firsts)
-    if x and x.shape[1] < c.batch then
-      local s = { unpack(x.shape) }
-      s[1] = c.batch
-      x = x:expand(s)
-    end
-    parts[i] = x
-  end
-  if firsts == nil or (same and firsts.shape[1] == 1) then return firsts end
-  return T.concat(parts, 1)
-end
-
 -- The samples of several contexts of this net as one batch; shorter ones get masked rows.
 function Net:join(contexts)
   if type(contexts) ~= "table" or #contexts == 0 then error(NAME .. ": join wants a list of contexts", 2) end
@@ -238,8 +197,8 @@ function Net:join(contexts)
   end
   local out = setmetatable({ net = self, batch = batch, rows = rows, blocks = {} }, Context)
   out.features = same_image and contexts[1].features or nil
-  out.condition = side_by_side(contexts, function(c) return c.condition end, "a condition")
-  out.first = side_by_side(contexts, function(c) return c.first end, "first frames")
+  out.condition = side_by_side(contexts, function(c) return c.condition end, NAME, "a condition")
+  out.first = side_by_side(contexts, function(c) return c.first end, NAME, "first frames")
   local biases = {}
   for i, c in ipairs(contexts) do
     local b = c.key_bias or T.zeros({ c.batch, c.rows })
@@ -257,8 +216,8 @@ function Net:join(contexts)
     if self.image and same_image and contexts[1].blocks[b].image_k.shape[1] == 1 then
       kept.image_k, kept.image_v = contexts[1].blocks[b].image_k, contexts[1].blocks[b].image_v
     elseif self.image then
-      kept.image_k = side_by_side(contexts, function(c) return c.blocks[b].image_k end, "an image")
-      kept.image_v = side_by_side(contexts, function(c) return c.blocks[b].image_v end, "an image")
+      kept.image_k = side_by_side(contexts, function(c) return c.blocks[b].image_k end, NAME, "an image")
+      kept.image_v = side_by_side(contexts, function(c) return c.blocks[b].image_v end, NAME, "an image")
     end
     out.blocks[b] = kept
   end
@@ -297,13 +256,6 @@ function Net:cross_attention(block, x, kept, key_bias)
     y:add_(T.attention(q, k, v, { scale = self.scale }))
   end
   return block.cross_o(y:reshape(x.shape[1], x.shape[2], self.dim), { dtype = "f32" })
-end
-
--- table [1, n, dim] + e [B, G, n or 1, dim], as n tensors [B, G, 1, dim].
-local function modulation(values, e)
-  local sum, out = values + e, {}
-  for i = 1, values.shape[2] do out[i] = sum:slice(3, i, i):contiguous() end
-  return out
 end
 
 -- Self-attention and feed-forward are modulated (shift, scale, gate each), cross-attention is not. Changes x. groups is
@@ -383,53 +335,20 @@ function Net:check_latent(latent, t, context)
   end
 end
 
--- x [1 or batch, ...] with as many samples as asked for.
-local function batched(x, batch)
-  if x.shape[1] == batch then return x end
-  local s = { unpack(x.shape) }
-  s[1] = batch
-  return x:expand(s)
-end
-
--- Timesteps as a list for each sample, of one value or one a frame; `zero` leading frames get 0.
-local function times_of(t, frames, zero)
-  local groups, out = 1, {}
-  for _, one in ipairs(t) do
-    if type(one) == "table" or zero > 0 then groups = frames end
-  end
-  for i, one in ipairs(t) do
-    for g = 1, groups do
-      out[(i - 1) * groups + g] = g <= zero and 0 or (type(one) == "table" and one[g] or one)
-    end
-  end
-  return out, groups
-end
-
 -- options: first_frame, the number of frames before these; caches, keep(k, v) for every block.
 function Net:forward(latent, t, context, options)
   options = options or {}
-  if type(t) == "number" then t = { t } end
-  if #t == 1 and type(context) == "table" and (context.batch or 1) > 1 then
-    local all = {}
-    for i = 1, context.batch do all[i] = t[1] end
-    t = all
-  end
+  t = ditkit.times_of_samples(t, type(context) == "table" and context.batch)
   self:check_latent(latent, t, context)
-  local batch = context.batch
-  local x, first = latent:to("f32"), context.first
-  if first then
-    x = batched(x, math.max(x.shape[1], first.shape[1]))
-    local given = batched(first, x.shape[1])
-    local n = first.shape[3]
-    x = n < x.shape[3] and T.concat({ given, x:slice(3, n + 1) }, 3) or given:contiguous()
-  end
+  local batch, first = context.batch, context.first
+  local x = ditkit.put_first(latent:to("f32"), first)
   if context.condition then
     x = batched(x, math.max(x.shape[1], context.condition.shape[1]))
     x = T.concat({ x, batched(context.condition, x.shape[1]) }, 2)
   end
-  local times, groups = times_of(t, latent.shape[3] / self.patch[1], first and first.shape[3] / self.patch[1] or 0)
+  local times, groups = ditkit.times(t, latent.shape[3] / self.patch[1], first and first.shape[3] / self.patch[1] or 0)
 
-  local wave = sinusoid(times, self.freq_dim)
+  local wave = ditkit.sinusoid(times, self.freq_dim)
   self:note("time_sinusoid", wave)
   local e = self.time_out(self.time_in(wave, { act = "silu" }))
   self:note("time_embedding_e", e)
@@ -456,15 +375,7 @@ function Net:forward(latent, t, context, options)
   x = self.head(x, { dtype = "f32" })
   self:note("head_out", x)
   x = unpatchify(x, self.patch, frames, rows, columns)
-  if not first then return x end
-  local n = first.shape[3]
-  local given = batched(latent:to("f32"), batch):slice(3, 1, n) - batched(first, batch)
-  for i, one in ipairs(t) do
-    local late = type(one) == "table" and one[#one] or one
-    local from = given:slice(1, i, i)
-    x:slice(1, i, i):slice(3, 1, n):copy_(late > 0 and from * (1000 / late) or from * 0)
-  end
-  return x
+  return ditkit.aim_first(x, latent, first, t)
 end
 
 -- The mask of an image condition [4, T, H, W]: 1 in the pixel frames that are given, the first and perhaps the last. It
@@ -596,5 +507,5 @@ end
 return {
   kind = "model", name = NAME, help = "Wan 2.1 and 2.2 diffusion transformer",
   params = {}, load = load,
-  rope_split = rope_split, rope_tables = rope_tables, sinusoid = sinusoid, condition_mask = condition_mask,
+  rope_split = rope_split, rope_tables = rope_tables, condition_mask = condition_mask,
 }

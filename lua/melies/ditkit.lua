@@ -1,0 +1,110 @@
+-- What the diffusion transformers in models/ share: time embeddings, modulation by groups of tokens, given first frames,
+-- samples side by side.
+--
+-- A group is a run of tokens with one timestep: a sample, a frame or a single token. Activations [B, L, dim] are viewed
+-- as [B, G, L / G, dim], so that a shift, scale or gate of [B, G, 1, dim] meets them without copies.
+local melies = require "melies"
+local kit = require "melies.modelkit"
+local T = melies.tensor
+
+local ditkit = {}
+
+-- [#t, width] f32: cosines, then sines, of t * 10000^(-i / half), in double.
+function ditkit.sinusoid(t, width)
+  local half = width / 2
+  local out = T.empty({ #t, width })
+  local p = out:ptr()
+  for row, value in ipairs(t) do
+    for i = 0, half - 1 do
+      local angle = value * 10000 ^ (-i / half)
+      p[(row - 1) * width + i] = math.cos(angle)
+      p[(row - 1) * width + half + i] = math.sin(angle)
+    end
+  end
+  return out
+end
+
+-- table [1, n, dim] + e [B, G, n or 1, dim], as n tensors [B, G, 1, dim].
+function ditkit.modulation(values, e)
+  local sum, out = values + e, {}
+  for i = 1, values.shape[2] do out[i] = sum:slice(3, i, i):contiguous() end
+  return out
+end
+
+-- A number or a list as a list with an entry a sample: one stands for all.
+function ditkit.times_of_samples(t, batch)
+  if type(t) == "number" then t = { t } end
+  if #t ~= 1 or (batch or 1) == 1 then return t end
+  local all = {}
+  for i = 1, batch do all[i] = t[1] end
+  return all
+end
+
+-- An entry of t is a sample's timestep or a list of its groups'. Returns all of them in a row and the number of groups:
+-- `groups` where a sample has a list or where `zero` leading groups are given (their time is 0), else 1.
+function ditkit.times(t, groups, zero)
+  local split, out = zero > 0, {}
+  for _, one in ipairs(t) do split = split or type(one) == "table" end
+  if not split then return t, 1 end
+  for i, one in ipairs(t) do
+    for g = 1, groups do
+      out[(i - 1) * groups + g] = g <= zero and 0 or (type(one) == "table" and one[g] or one)
+    end
+  end
+  return out, groups
+end
+
+-- x [1 or batch, ...] with as many samples as asked for: itself or a view.
+function ditkit.batched(x, batch)
+  if x.shape[1] == batch then return x end
+  local s = { unpack(x.shape) }
+  s[1] = batch
+  return x:expand(s)
+end
+local batched = ditkit.batched
+
+-- What all contexts of a join share, or the samples of each one after the other: [1 or batch, ...] or nil.
+function ditkit.side_by_side(contexts, pick, model, what)
+  local one, same, parts = pick(contexts[1]), true, {}
+  for i, c in ipairs(contexts) do
+    local x = pick(c)
+    if (x == nil) ~= (one == nil) then error(("%s: join: not all contexts have %s"):format(model, what), 3) end
+    same = same and rawequal(x, one)
+    parts[i] = x and batched(x, c.batch)
+  end
+  if one == nil or (same and one.shape[1] == 1) then return one end
+  return T.concat(parts, 1)
+end
+
+-- ---- given first frames -------------------------------------------------------------------------------------------
+
+-- Latent frames [C, n, H, W] checked, as [1, C, n, H, W] f32; n is a multiple of `step`.
+function ditkit.given(model, first, channels, step)
+  if first.ndim ~= 4 or first.shape[1] ~= channels or first.shape[2] % step ~= 0 then
+    error(("%s: the first frames are %s, wanted [%d, n, H, W]"):format(model, kit.shape_text(first.shape), channels), 3)
+  end
+  return first:to("f32"):unsqueeze(1)
+end
+
+-- x [B, C, T, H, W] with `first` [1 or B, C, n, H, W] in the place of its first frames.
+function ditkit.put_first(x, first)
+  if not first then return x end
+  x = batched(x, math.max(x.shape[1], first.shape[1]))
+  local given, n = batched(first, x.shape[1]), first.shape[3]
+  return n < x.shape[3] and T.concat({ given, x:slice(3, n + 1) }, 3) or given:contiguous()
+end
+
+-- Gives the given frames of a velocity [B, C, T, H, W] the values that lead from the latent to them at t = 1000 * sigma:
+-- (x - first) / sigma, 0 at sigma 0.
+function ditkit.aim_first(velocity, latent, first, t)
+  if not first then return velocity end
+  local n, batch = first.shape[3], velocity.shape[1]
+  local way = batched(latent:to("f32"), batch):slice(3, 1, n) - batched(first, batch)
+  for i, one in ipairs(t) do
+    local late = type(one) == "table" and one[#one] or one
+    velocity:slice(1, i, i):slice(3, 1, n):copy_(way:slice(1, i, i) * (late > 0 and 1000 / late or 0))
+  end
+  return velocity
+end
+
+return ditkit
