@@ -19,14 +19,14 @@ local function weights(path)
     local shape, dtype = f:shape(name), f:dtype(name)
     local count = 1
     for _, d in ipairs(shape) do count = count * tonumber(d) end
-    local ok, x = pcall(f.get, f, name)
-    local bytes = ok and type(x) ~= "nil" and tonumber(x:bytes()) or 0
+    local bytes = f:bytes(name)
     total = total + bytes
     tensors[#tensors + 1] = { name = name, shape = shape, dtype = dtype, bytes = bytes, count = count }
     if not by_dtype[dtype] then by_dtype[dtype] = { 0, 0 } dtypes[#dtypes + 1] = dtype end
     by_dtype[dtype][1], by_dtype[dtype][2] = by_dtype[dtype][1] + 1, by_dtype[dtype][2] + count
   end
-  local lines, parts = {}, {}
+  local known = require("melies.checkpoint").describe(f)
+  local lines, parts = known and { known, "" } or {}, {}
   table.sort(dtypes)
   for _, dtype in ipairs(dtypes) do
     parts[#parts + 1] = ("%s: %d with %d values"):format(dtype, by_dtype[dtype][1], by_dtype[dtype][2])
@@ -112,12 +112,14 @@ end
 
 -- Text about the file at path; nil and a message where it cannot be read or is of no known kind.
 function info.of(path)
+  if require("melies.checkpoint.folder").is_folder(path) then return require("melies.checkpoint").describe(path) end
   local f, message = io.open(path, "rb")
   if not f then return nil, message end
   local first, why = f:read(9)
   f:close()
   if not first then return nil, path .. ": " .. (why or "the file is empty") end
-  if first:sub(1, 4) == "GGUF" or first:sub(9, 9) == "{" or path:find "%.safetensors$" or path:find "%.gguf$"
+  if first:sub(1, 4) == "GGUF" or first:sub(1, 4) == "PK\3\4" or first:sub(9, 9) == "{"
+    or path:find "%.safetensors$" or path:find "%.gguf$"
     or path:find "%.index%.json$" then
     return weights(path)
   end

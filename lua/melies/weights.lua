@@ -36,6 +36,11 @@ local function source(fields, path, format)
   return setmetatable({ source = fields, path = path, format = format }, Source)
 end
 
+-- weights.source(fields, path, format): the interface over tensors from anywhere. fields: find(name) -> key or nil,
+-- names() (sorted), get(key, dtype code), shape, dtype, bytes, raw (each of a key), hint(which, key or nil), metadata(),
+-- close(), and where it can do better than a slice of the whole: rows(key, first, last, dtype name or nil).
+weights.source = source
+
 local function find(self, name, level)
   local s = opened(self, level + 1)
   if type(name) ~= "string" then error(("%s: a tensor's name is a string, not %s"):format(self.path, type(name)), level + 1) end
@@ -86,6 +91,14 @@ end
 function Source:matrix(name)
   local s, key = find(self, name, 2)
   return s.matrix(key)
+end
+
+-- f:rows(name, first, last, dtype): rows first..last of the outermost axis, without the memory for the others.
+function Source:rows(name, first, last, dtype)
+  local s, key = find(self, name, 2)
+  if s.rows then return s.rows(key, first, last, dtype) end
+  local x = s.get(key, -1):slice(1, first, last)
+  return dtype and x:to(dtype) or x
 end
 
 -- f:prefetch(name): asks the system to read the tensor (nil: everything) ahead.
