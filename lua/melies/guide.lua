@@ -38,8 +38,26 @@ local function hold(x0, first)
   return T.concat({ first, x0:slice(2, frames + 1) }, 2)
 end
 
+-- Texts that change over the run, or are several (melies.prompt): they have now() -> { { rows=, weight= }, ... }.
+local function now(text)
+  if text.now then return text:now() end
+  return { { rows = text, weight = 1 } }
+end
+
+-- One conditional prediction of several: u + sum of w (c - u), Liu et al. 2022 (arXiv 2206.01714), equation 11. The
+-- factors sum to 1, so it is the same for predictions and for estimates of x0.
+local function compose(conditions, predictions, uncond)
+  if #conditions == 1 and conditions[1].weight == 1 then return predictions[1] end
+  local terms, rest = {}, 1
+  for i, condition in ipairs(conditions) do
+    terms[2 * i - 1], terms[2 * i], rest = condition.weight, predictions[i], rest - condition.weight
+  end
+  terms[#terms + 1], terms[#terms + 2] = rest, uncond
+  return T.lincomb(terms)
+end
+
 -- denoise(x, sigma) -> estimate of x0, for samplers. opts:
---   text        the prompt: what model:encode gave, or a string
+--   text        the prompt: what model:encode gave (melies.prompt's conditions too), or a string
 --   negative    what to go away from (default: the empty prompt); not used at scale 1
 --   scale, ...  the guide's own parameters, checked against its declaration
 --   first       first frames to hold: a latent [C, k, H, W], an image or frames
@@ -67,7 +85,10 @@ function guide.make(name, model, opts)
   end
 
   local text, negative = encoded(model, opts.text, "text", 2), nil
-  if params.scale ~= 1 then negative = encoded(model, opts.negative or "", "negative", 2) end
+  -- Conditions joined by AND are weighed against the negative text, guidance or not.
+  if params.scale ~= 1 or type(text) == "table" and text.now then
+    negative = encoded(model, opts.negative or "", "negative", 2)
+  end
   local first = opts.first and first_latent(model, opts.first)
   local in_x0 = plugin.prediction == "x0"
   -- state.sigmas: how many noise levels were seen in this run; the rest is the plugin's own.
@@ -80,15 +101,19 @@ function guide.make(name, model, opts)
     if sigma ~= latest then state.sigmas, latest = state.sigmas + 1, sigma end
     state.sigma, state.x = sigma, x
     local x0
-    if params.scale == 1 or sigma < low or sigma > high then
-      x0 = model:to_x0(x, sigma, model:predict(x, sigma, { text })[1])
+    local conditions, texts = now(text), {}
+    for i, condition in ipairs(conditions) do texts[i] = condition.rows end
+    local plain = params.scale == 1 or sigma < low or sigma > high
+    if not plain or #conditions > 1 or conditions[1].weight ~= 1 then texts[#texts + 1] = now(negative)[1].rows end
+    local predictions = model:predict(x, sigma, texts)
+    local uncond = predictions[#conditions + 1]
+    local cond = compose(conditions, predictions, uncond)
+    if plain then
+      x0 = model:to_x0(x, sigma, cond)
+    elseif in_x0 then
+      x0 = plugin.combine(model:to_x0(x, sigma, cond), model:to_x0(x, sigma, uncond), params, state)
     else
-      local both = model:predict(x, sigma, { text, negative })
-      if in_x0 then
-        x0 = plugin.combine(model:to_x0(x, sigma, both[1]), model:to_x0(x, sigma, both[2]), params, state)
-      else
-        x0 = model:to_x0(x, sigma, plugin.combine(both[1], both[2], params, state))
-      end
+      x0 = model:to_x0(x, sigma, plugin.combine(cond, uncond, params, state))
     end
     return first and hold(x0, first) or x0
   end
