@@ -16,7 +16,7 @@ return {
     local image = job:check(melies.media.load(p.image, { width = p.width, height = p.height, frames = 1 }))
     local known = model:encode_video(image)
     local noise = job:noise(shape)
-    local denoise = job:guide(model, { text = job:encode(model, p.prompt), negative = job:encode(model, p.negative) })
+    local denoise = job:guide(model, job:texts(model))
     denoise = melies.consistency.hold_first(denoise, model, known, noise)
     local latent = job:sample(p.sampler, denoise, noise, job:sigmas(model))
     local frames = job:decode(model, melies.consistency.set_first(latent, known))

@@ -22,7 +22,7 @@ return {
       p.samplers = names
     end
     local noise, sigmas = job:noise(shape), job:sigmas(model)
-    local texts = { text = job:encode(model, p.prompt), negative = job:encode(model, p.negative) }
+    local texts = job:texts(model)
     local films = {}
     for i, name in ipairs(names) do
       -- A guide may keep state over the steps of one film: each film gets its own.

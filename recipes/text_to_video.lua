@@ -10,7 +10,7 @@ return {
     local model = job:load()
     local p = job:defaults(model)
     local shape = job:shape(model)
-    local denoise = job:guide(model, { text = job:encode(model, p.prompt), negative = job:encode(model, p.negative) })
+    local denoise = job:guide(model, job:texts(model))
     local latent = job:sample(p.sampler, denoise, job:noise(shape), job:sigmas(model))
     local frames = job:decode(model, latent)
     job:save(frames)

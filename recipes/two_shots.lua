@@ -16,7 +16,7 @@ return {
     local model = job:load()
     local p = job:defaults(model)
     local shape = job:shape(model)
-    local negative = job:encode(model, p.negative)
+    local negative = job:encode(model, p.negative, { negative = true })
     local base, films, anchor = job:noise(shape), {}, nil
     for i, prompt in ipairs { p.prompt, p.second } do
       -- The squares of the two weights add up to 1: the mix is standard normal again.

@@ -36,7 +36,7 @@ return {
     local source = model:encode_video(input)
     local sigmas = below(job:sigmas(model), p.strength)
     local start = model:add_noise(source, job:noise(shape), sigmas[1])
-    local denoise = job:guide(model, { text = job:encode(model, p.prompt), negative = job:encode(model, p.negative) })
+    local denoise = job:guide(model, job:texts(model))
     local frames = job:decode(model, job:sample(p.sampler, denoise, start, sigmas))
     job:save(frames)
     return frames

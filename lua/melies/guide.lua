@@ -39,8 +39,9 @@ local function hold(x0, first)
 end
 
 -- Texts that change over the run, or are several (melies.prompt): they have now() -> { { rows=, weight= }, ... }.
+local function changes(text) return type(text) == "table" and not T.is(text) and text.now ~= nil end
 local function now(text)
-  if text.now then return text:now() end
+  if changes(text) then return text:now() end
   return { { rows = text, weight = 1 } }
 end
 
@@ -86,7 +87,7 @@ function guide.make(name, model, opts)
 
   local text, negative = encoded(model, opts.text, "text", 2), nil
   -- Conditions joined by AND are weighed against the negative text, guidance or not.
-  if params.scale ~= 1 or type(text) == "table" and text.now then
+  if params.scale ~= 1 or changes(text) then
     negative = encoded(model, opts.negative or "", "negative", 2)
   end
   local first = opts.first and first_latent(model, opts.first)

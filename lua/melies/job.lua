@@ -95,12 +95,24 @@ function Job:shape(model, p)
   return shape
 end
 
--- A prompt's rows of text for the model. p.truncate cuts one that is too long; otherwise it is a failure.
-function Job:encode(model, prompt)
-  local text, message = model:encode(prompt, { truncate = self.params.truncate })
+-- A prompt with its marks (docs/prompts.md) as the model's text: rows, or what changes from step to step. p.truncate
+-- cuts one that is too long; otherwise it is a failure. opts.negative: AND is a word.
+function Job:encode(model, prompt, opts)
+  local p = self.params
+  local parsed = require("melies.prompt").parse(prompt, { style = p.prompt_style, seed = self.seed,
+    wildcards = p.wildcards, negative = opts and opts.negative })
+  for _, warning in ipairs(parsed.warnings) do self:notice("prompt: %s", warning) end
+  local text, message = model:encode(parsed, { truncate = p.truncate, steps = p.steps })
   self:check(text, message)
   if message then self:notice("%s", message) end
+  if not require("melies.tensor").is(text) then self.followers[#self.followers + 1] = text end
   return text
+end
+
+-- { text =, negative = } of p.prompt and p.negative, for guides.
+function Job:texts(model)
+  local p = self.params
+  return { text = self:encode(model, p.prompt), negative = self:encode(model, p.negative or "", { negative = true }) }
 end
 
 -- Descending sigmas of p.schedule, p.steps, p.shift and --schedule.* ; the last is 0.
@@ -136,6 +148,7 @@ function Job:sample(sampler, denoise, x, sigmas, opts)
   local params = opts.params or (sampler == self.params.sampler and self:plugin_params("sampler")) or {}
   local model = opts.model or self.model
   local stage = self:progress(opts.label or "sampling", #sigmas - 1)
+  if #self.followers > 0 then denoise = require("melies.prompt").follow(denoise, sigmas, self.followers) end
   return require("melies.sampling").run(sampler, denoise, x, sigmas, {
     params = params, seed = opts.seed or self.seed, stream = opts.stream,
     space = opts.space or (model and model.space) or "flow",
@@ -231,7 +244,7 @@ function M.new(plugin, values, opts)
   local params = {}
   for key, value in pairs(values) do params[key] = value end
   local job = setmetatable({
-    recipe = plugin, params = params, opts = opts, notices = {}, writers = {},
+    recipe = plugin, params = params, opts = opts, notices = {}, writers = {}, followers = {},
     seed = opts.seed or params.seed or 0,
     output = opts.output or params.output,
     make_stage = factory_of(opts.progress),

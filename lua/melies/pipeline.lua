@@ -5,6 +5,7 @@
 --   pipeline.find(name)            -> folder | nil, message
 --
 --   model:encode(prompt, { truncate= })      -> text [L, D] | nil, message    (text, notice where it was cut)
+--                                               prompt: words as they are, or what prompt.parse gave
 --   model:latent_shape{ frames, height, width } -> { C, T, H, W } | nil, message
 --   model:frame_count(T)                     -> frames of T latent frames
 --   model:predict(x, sigma, texts)           -> { raw prediction [C, T, H, W] for each text }, one forward
@@ -175,6 +176,7 @@ end
 -- Rows of text for guides and predict. The zero rows up to text_len, which Wan attends to, are added in the
 -- transformer's context.
 function Model:encode(prompt, opts)
+  if type(prompt) == "table" then return require("melies.prompt").conditions(prompt, self, opts) end
   local ids, message = self:tokens(prompt, opts)
   if not ids then return nil, message end
   return self.text_encoder:encode(ids), message

@@ -6,8 +6,8 @@
 --   prompt.conditions(parsed, model, { steps=, truncate= }) -> object for guides that follows the steps | nil, message
 --
 -- parsed: conditions (one, or several joined by AND), loras, directives, warnings, plain (there were no marks), style.
--- Emphasis, schedules, alternation, BREAK and AND as in AUTOMATIC1111's web interface; <random:>, <alternate:>, <fromto:>
--- and <wildcard:> as in SwarmUI; (at 2 seconds: ...) and [/duration=5s] as in Wan2GP. docs/prompts.md has them all.
+-- Emphasis, schedules, alternation, BREAK and AND as in AUTOMATIC1111's web interface; <random:>, <alternate:>,
+-- <fromto:> and <wildcard:> as in SwarmUI; (at 2 seconds: ...) and [/duration=5s] as in Wan2GP. docs/prompts.md has all.
 -- A bracket that is never closed is closed by the end of its part; one that was never opened is a letter.
 local lib = require "melies.ffi.lib"
 local regex = require "melies.regex"
@@ -40,7 +40,8 @@ local and_word = regex.new([[(?<!\\)\bAND\b]], "b")
 local part_weight = regex.new([[^(.*?):\s*(]] .. NUMBER .. [[)\s*$]], "bs")
 local number_only = regex.new([[^\s*(]] .. NUMBER .. [[)\s*$]], "b")
 local when_only = regex.new([[^\s*(\d+\.?\d*|\.\d+)\s*$]], "b")
-local range_at = regex.new([[^\s*(]] .. NUMBER .. [[)\s*(?:@\s*(\d+\.?\d*|\.\d+)\s*(?:-\s*(\d+\.?\d*|\.\d+)\s*)?)?$]], "b")
+local range_at = regex.new([[^\s*(]] .. NUMBER
+  .. [[)\s*(?:@\s*(\d+\.?\d*|\.\d+)\s*(?:-\s*(\d+\.?\d*|\.\d+)\s*)?)?$]], "b")
 
 -- A place in the run: "0.5" is a share of the steps, "12" a number of steps. As { share= } or { step= }.
 local function when(text)
@@ -86,8 +87,8 @@ function M.strength_at(strength, step, steps)
 end
 
 -- ---- building --------------------------------------------------------------------------------------
--- Nodes: { text= }; { weight=, items= }; { before=, after=, place= }; { options= } (one a step, in turn); { stop= } (BREAK);
--- { sep= } (':', '|', ',') only within a frame, until it is closed.
+-- Nodes: { text= }; { weight=, items= }; { before=, after=, place= }; { options= } (one a step, in turn); { stop= }
+-- (BREAK); { sep= } (':', '|', ',') only within a frame, until it is closed.
 
 local Build = {}
 Build.__index = Build
@@ -165,7 +166,8 @@ close["["] = function(_, items)
   for i = 1, at - 1 do
     if items[i].sep == ":" then first = i break end
   end
-  return { before = nodes(items, 1, (first or 1) - 1), after = nodes(items, (first or 0) + 1, at - 1), place = when(place) }
+  local before, after = nodes(items, 1, (first or 1) - 1), nodes(items, (first or 0) + 1, at - 1)
+  return { before = before, after = after, place = when(place) }
 end
 
 -- (at 2 seconds: ...): the words stay in the prompt.
@@ -296,8 +298,8 @@ function Build:read()
   end
   local closes = { ["("] = ")", at = ")", ["["] = "]" }
 
-  for escape, lora, name, strength, timed, seconds, directive, body, tag, tag_name, argument, wild, wild_name, stop, mark,
-    letters in scanner:gmatch(self.source) do
+  for escape, lora, name, strength, timed, seconds, directive, body, tag, tag_name, argument, wild, wild_name, stop,
+    mark, letters in scanner:gmatch(self.source) do
     local token = escape or lora or timed or directive or tag or wild or stop or mark or letters
     if not letters and (not mark or mark == "(" or mark == "[") then self.shared.marks = true end
     if escape then put { text = escape:sub(2) }
@@ -350,7 +352,8 @@ function M.parse(text, opts)
   local draws = 0
   local function pick(n)
     draws = draws + 1
-    local u = require("melies.tensor").uniform({ 1 }, { seed = opts.seed or 0, stream = 2 ^ 50, offset = draws - 1 }):item()
+    local key = { seed = opts.seed or 0, stream = 2 ^ 50, offset = draws - 1 }
+    local u = require("melies.tensor").uniform({ 1 }, key):item()
     return math.min(n, math.floor(u * n) + 1)
   end
   local parts = opts.negative and { text } or and_word:split(text)
@@ -364,7 +367,8 @@ function M.parse(text, opts)
     end
     local first = #parsed.directives + 1
     local build = setmetatable({ source = source, level = 0, pick = pick, shared = shared, files = {},
-      wildcards = opts.wildcards, loras = parsed.loras, directives = parsed.directives, warnings = parsed.warnings }, Build)
+      wildcards = opts.wildcards, loras = parsed.loras, directives = parsed.directives,
+      warnings = parsed.warnings }, Build)
     parsed.conditions[#parsed.conditions + 1] = { weight = weight, nodes = build:read() }
     -- A shot directive holds for the text up to the next one.
     local stop = #source + 1
@@ -442,7 +446,8 @@ function M.at(parsed, step, steps)
       texts[k] = table.concat(words)
       keys[#keys + 1] = "/"
     end
-    out[i] = { text = table.concat(texts, " "), weight = condition.weight, chunks = chunks, key = table.concat(keys, "\1") }
+    out[i] = { text = table.concat(texts, " "), weight = condition.weight, chunks = chunks,
+      key = table.concat(keys, "\1") }
   end
   return out
 end
@@ -450,8 +455,8 @@ end
 function M.encode(...) return require("melies.prompt.encode").encode(...) end
 function M.conditions(...) return require("melies.prompt.encode").conditions(...) end
 
--- denoise(x, sigma) that tells each of `followers` (they have seek(step, steps)) the step that sigma belongs to: the one
--- whose interval (sigmas[i + 1], sigmas[i]] holds it.
+-- denoise(x, sigma) that tells each of `followers` (they have seek(step, steps)) the step that sigma belongs to: the
+-- one whose interval (sigmas[i + 1], sigmas[i]] holds it.
 function M.follow(denoise, sigmas, followers)
   local n, at = #sigmas - 1, nil
   return function(x, sigma)

@@ -1,12 +1,13 @@
 -- Rows of text for a parsed prompt: the encoder's rows of the joined words, with the words' weights applied to them.
 --
--- The words of a chunk are encoded as one text, so weights of 1 give exactly what the plain text gives. Which row belongs
--- to which span is read off the tokenizer: the pieces are walked along the normalised text, and a span's end is where the
--- normalised text up to there ends. A token that lies over a border belongs to the span of its first letter. Where the
--- pieces do not spell the normalised text, the ids of the text up to the border are counted instead.
+-- The words of a chunk are encoded as one text, so weights of 1 give exactly what the plain text gives. Which row
+-- belongs to which span is read off the tokenizer: the pieces are walked along the normalised text, and a span's end is
+-- where the normalised text up to there ends. A token that lies over a border belongs to the span of its first letter.
+-- Where the pieces do not spell the normalised text, the ids of the text up to the border are counted instead.
 --
 -- Weights: "comfyui" (z - z_empty) w + z_empty, z_empty being the rows of the empty prompt and zeros after them (what
--- ComfyUI has for encoders that mask their padding); "a1111" z w, and all rows times the ratio of the means before and after.
+-- ComfyUI has for encoders that mask their padding); "a1111" z w, and all rows times the ratio of the means before and
+-- after.
 local T = require "melies.tensor"
 local prompt = require "melies.prompt"
 
@@ -116,7 +117,8 @@ local function rows_of(model, condition, style, opts)
   local rows = #parts == 1 and parts[1] or T.concat(parts, 1)
   local limit = model.text_len
   if limit and total > limit then
-    local said = ("the prompt's %d parts are %d tokens; %s takes %d"):format(#parts, total, model.name or "the model", limit)
+    local said = ("the prompt's %d parts are %d tokens; %s takes %d"):format(#parts, total, model.name or "the model",
+      limit)
     if not (opts and opts.truncate) then return nil, said .. " (--truncate cuts it)" end
     rows, notice = rows:slice(1, 1, limit):contiguous(), said .. ": cut"
   end
