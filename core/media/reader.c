@@ -70,7 +70,7 @@ static mel_status open_decoder(mel_video_reader *r, const AVCodec *decoder, mel_
     if (!decoder) decoder = avcodec_find_decoder(stream->codecpar->codec_id);
     if (!decoder) return mel_fail(err, MEL_EUNSUPPORTED, "%s: this FFmpeg has no decoder for %s", r->path, name);
     r->codec = avcodec_alloc_context3(decoder);
-    if (!r->codec && !r->webp) return mel_fail(err, MEL_ENOMEM, "%s: no memory for the decoder", r->path);
+    if (!r->codec) return mel_fail(err, MEL_ENOMEM, "%s: no memory for the decoder", r->path);
     int ret = avcodec_parameters_to_context(r->codec, stream->codecpar);
     int cores = mel_threads();
     r->codec->thread_count = r->options.threads > 0 ? r->options.threads : cores < 8 ? cores : 8;
