@@ -41,5 +41,6 @@ local function write(path, text)
   f:write(text)
   f:close()
 end
-write(out_lua, ("-- generated from core/include/melies/*.h\nreturn { version = %q, hash = %q, cdef = [==[%s]==] }\n"):format(version, hash, cdef))
+write(out_lua, ("-- generated from core/include/melies/*.h\nreturn { version = %q, hash = %q, cdef = [==[%s]==] }\n")
+  :format(version, hash, cdef))
 write(out_h, ("#define MELIES_VERSION \"%s\"\n#define MELIES_ABI_HASH \"%s\"\n"):format(version, hash))

@@ -133,6 +133,7 @@ static mel_status find_op(mel_conv *layer, const door_conv_spec *spec, cached_co
     cached_conv *victim = &layer->ops[0];
     for (int i = 0; i < OPS_KEPT; i++) {
         cached_conv *c = &layer->ops[i];
+        // NOLINTNEXTLINE(bugprone-suspicious-memory-comparison): specs are copied with their padding
         if (c->op.primitive && memcmp(&c->spec, spec, sizeof *spec) == 0) {
             c->used = ++layer->clock;
             *out = c;

@@ -206,7 +206,8 @@ mel_status door_conv(const door_conv_spec *spec, door_op *op, mel_error *err) {
     // Logical order N, C, spatial; memory order N, spatial, C.
     int64_t in[5] = {spec->n, spec->ic}, out[5] = {spec->n, spec->oc}, tin[5], tout[5], wshape[6];
     int64_t step_in = spec->ic, step_out = spec->oc;
-    double flop = 2.0 * (double)spec->n * (double)spec->oc * (double)(spec->ic / spec->groups);
+    int64_t inputs = spec->ic / spec->groups; // of one output
+    double flop = 2.0 * (double)spec->n * (double)spec->oc * (double)inputs;
     for (int i = 0; i < sp; i++)
         flop *= (double)(spec->out[i] * spec->kernel[i]);
     op->small = flop < SMALL_FLOP;

@@ -321,7 +321,7 @@ mel_status mel_reduce_all(mel_reduce_op op, const mel_tensor *x, double *out, me
 
 mel_status mel_dot(const mel_tensor *a, const mel_tensor *b, double *out, mel_error *err) {
     char sa[128], sb[128];
-    if (a->ndim != b->ndim || memcmp(a->shape, b->shape, sizeof(int64_t) * (size_t)a->ndim))
+    if (a->ndim != b->ndim || memcmp(a->shape, b->shape, sizeof(int64_t) * (size_t)a->ndim) != 0)
         return mel_fail(err, MEL_EINVAL, "dot: %s and %s differ", mel_tensor_shape_text(a, sa, sizeof sa),
             mel_tensor_shape_text(b, sb, sizeof sb));
     return over_all(a, b, chunk_dot, MEL_SUM, out, err);

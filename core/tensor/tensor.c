@@ -61,7 +61,7 @@ mel_status mel_tensor_wrap(mel_dtype dtype, int ndim, const int64_t *shape, void
     int64_t bytes;
     mel_status s = check_shape(dtype, ndim, shape, &bytes, err);
     if (s) return s;
-    if ((uintptr_t)data % (uintptr_t)mel_dtype_size(dtype))
+    if ((uintptr_t)data & (uintptr_t)(mel_dtype_size(dtype) - 1)) // sizes are powers of two
         return mel_fail(err, MEL_EINVAL, "tensor: the data is not aligned to %s", mel_dtype_name(dtype));
     mel_tensor *t = new_handle(dtype, ndim, shape, err);
     if (!t) return MEL_ENOMEM;

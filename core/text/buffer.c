@@ -10,7 +10,7 @@ mel_status mel_buffer_reserve(mel_buffer *buffer, size_t more_bytes, mel_error *
     if (capacity < 256) capacity = 256;
     char *data = mel_alloc(capacity, err);
     if (!data) return MEL_ENOMEM;
-    if (buffer->size) memcpy(data, buffer->data, buffer->size);
+    if (buffer->data) memcpy(data, buffer->data, buffer->size);
     mel_free(buffer->data);
     buffer->data = data;
     buffer->capacity = capacity;

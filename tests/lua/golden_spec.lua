@@ -12,8 +12,8 @@ local function run(filter, compute)
   return totals, table.concat(lines, "\n")
 end
 
-for _, name in ipairs { "wan_dit", "wan_dit_i2v", "wan_dit_causal", "wan_vae", "taehv", "taehv_p2", "taehv_super", "umt5", "t5v1_1", "clip_text",
-  "wan_clip_vision" } do
+for _, name in ipairs { "wan_dit", "wan_dit_i2v", "wan_dit_causal", "wan_vae", "taehv", "taehv_p2", "taehv_super",
+  "umt5", "t5v1_1", "clip_text", "wan_clip_vision" } do
   for _, compute in ipairs { "f32", "bf16" } do
     t.test(name .. " in " .. compute, function()
       local totals, text = run(name, compute)

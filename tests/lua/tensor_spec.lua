@@ -154,7 +154,8 @@ end
 t.test("attention over several blocks", function()
   for _, case in ipairs { { 1, 5, 7, 2, 12 }, { 2, 130, 300, 3, 24 }, { 1, 1, 257, 1, 5 }, { 1, 97, 256, 1, 64 } } do
     local B, Lq, Lk, H, D = unpack(case)
-    local q, k, v = T.noise({ B, Lq, H, D }, { seed = 1 }), T.noise({ B, Lk, H, D }, { seed = 2 }), T.noise({ B, Lk, H, D }, { seed = 3 })
+    local q = T.noise({ B, Lq, H, D }, { seed = 1 })
+    local k, v = T.noise({ B, Lk, H, D }, { seed = 2 }), T.noise({ B, Lk, H, D }, { seed = 3 })
     local want = naive_attention(q, k, v, 0.3)
     t.close(T.attention(q, k, v, { scale = 0.3 }), want, 2e-5, 2e-5, "f32")
     local half = T.attention(q:to "bf16", k:to "bf16", v:to "bf16", { scale = 0.3, dtype = "f32" })
@@ -163,7 +164,8 @@ t.test("attention over several blocks", function()
 end)
 
 t.test("attention with masks", function()
-  local q, k, v = T.noise({ 1, 6, 1, 8 }, { seed = 1 }), T.noise({ 1, 6, 1, 8 }, { seed = 2 }), T.noise({ 1, 6, 1, 8 }, { seed = 3 })
+  local q = T.noise({ 1, 6, 1, 8 }, { seed = 1 })
+  local k, v = T.noise({ 1, 6, 1, 8 }, { seed = 2 }), T.noise({ 1, 6, 1, 8 }, { seed = 3 })
   local mask = T.of({ 0, 0, 0, 0, -math.huge, -math.huge }, { 6 })
   t.close(T.attention(q, k, v, { key_bias = mask }), T.attention(q, k:slice(2, 1, 4), v:slice(2, 1, 4)), 1e-6, 1e-6)
   local causal = T.attention(q, k, v, { causal = true })
@@ -198,7 +200,8 @@ end
 t.test("conv2d: strides, padding, groups", function()
   for _, case in ipairs { { 3, 8, 1, 1, 1 }, { 4, 4, 2, 0, 1 }, { 6, 6, 1, 1, 6 }, { 8, 12, 2, 1, 2 }, { 16, 32, 1, 1, 1 } } do
     local I, O, stride, pad, groups = unpack(case)
-    local x, w, b = T.noise({ 2, 9, 7, I }, { seed = 1 }), T.noise({ O, I / groups, 3, 3 }, { seed = 2 }), T.noise({ O }, { seed = 3 })
+    local x, b = T.noise({ 2, 9, 7, I }, { seed = 1 }), T.noise({ O }, { seed = 3 })
+    local w = T.noise({ O, I / groups, 3, 3 }, { seed = 2 })
     local want = naive_conv(x, w, b, stride, pad, groups)
     local options = { stride = stride, pad = pad, groups = groups, compute = "f32" }
     t.close(nn.conv(w, b, options)(x), want, 1e-4, 1e-4, "f32")

@@ -50,8 +50,8 @@ MEL_API mel_status mel_weights_tensor(
 // The stored bytes, u8 [mel_weights_bytes]: for those who work on quantised blocks themselves.
 MEL_API mel_status mel_weights_raw(const mel_weights *w, const char *name, mel_tensor **out, mel_error *err);
 // The tensor called name as a matrix [first dimension, the rest] that is read by rows when needed: quantised blocks are
-// turned into floats a few rows at a time. It keeps the file's mapping alive. MEL_EINVAL: no such tensor, fewer than two
-// dimensions, not floats.
+// turned into floats a few rows at a time. It keeps the file's mapping alive. MEL_EINVAL: no such tensor, fewer than
+// two dimensions, not floats.
 MEL_API mel_status mel_weights_source(const mel_weights *w, const char *name, mel_source **out, mel_error *err);
 // Hints about the pages of one tensor, or of all where name is NULL: read ahead; give the memory back (a later access
 // reads the file again). MEL_EINVAL: no such tensor.
