@@ -188,6 +188,8 @@ int host_read_line(lua_State *L) {
     interrupted = false;
     host_interrupt_clear();
     fflush(stdout);
+    // Before the prompt shows, so that no key typed after it meets the terminal's own editing.
+    el_set(editor, EL_PREP_TERM, 1);
     int count = 0;
     const char *line = el_gets(editor, &count);
     if (interrupted) {

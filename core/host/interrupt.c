@@ -80,7 +80,9 @@ void host_interrupt_start(lua_State *L) {
     main_thread = pthread_self();
     have_terminal = tcgetattr(STDIN_FILENO, &terminal) == 0;
     handle(SIGPIPE, SIG_IGN);
-    handle(SIGINT, on_interrupt);
+    struct sigaction before;
+    // A background job of a script is started with SIGINT ignored; so it stays.
+    if (sigaction(SIGINT, NULL, &before) != 0 || before.sa_handler != SIG_IGN) handle(SIGINT, on_interrupt);
     handle(SIGWINCH, on_resize);
     handle(SIGCONT, on_continue);
 }

@@ -19,6 +19,7 @@ local function out(text)
   if number == EPIPE then stop(OK) end
   stop(FAILED, "standard output: %s", message)
 end
+jit.off(out) -- a compiled write that fails is written again by the interpreter, and the failure is lost
 
 local function lib() return require "melies.ffi.lib" end
 

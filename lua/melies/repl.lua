@@ -414,6 +414,7 @@ local function run_lines(session)
     local ok, message, number = io.stdout:write(text, "\n")
     if not ok then broken = { message = message, closed = number == EPIPE } end
   end
+  jit.off(session.write) -- a compiled write that fails is written again by the interpreter, and the failure is lost
   for line in io.stdin:lines() do
     local state = session:feed((line:gsub("\r$", "")))
     if session.interrupted then return 130 end
