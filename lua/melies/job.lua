@@ -115,6 +115,14 @@ function Job:texts(model)
   return { text = self:encode(model, p.prompt), negative = self:encode(model, p.negative or "", { negative = true }) }
 end
 
+-- make(...), whose refusals are about the values that the user gave: the place in the code is left out.
+local function made_of_values(make, ...)
+  local ok, result = pcall(make, ...)
+  if ok then return result end
+  if type(result) ~= "string" then error(result, 0) end
+  recipe.fail((result:gsub("^[^\n]-%.lua:%d+: ", "")), recipe.USAGE)
+end
+
 -- Descending sigmas of p.schedule, p.steps, p.shift and --schedule.* ; the last is 0.
 function Job:sigmas(model, p)
   p = p or self.params
@@ -122,7 +130,7 @@ function Job:sigmas(model, p)
   local registry = require "melies.registry"
   local plugin = type(p.schedule) == "table" and p.schedule or registry.get("schedule", p.schedule)
   if plugin and plugin.params and plugin.params.shift and params.shift == nil then params.shift = p.shift end
-  return require("melies.schedule").make(p.schedule, p.steps, params, model)
+  return made_of_values(require("melies.schedule").make, p.schedule, p.steps, params, model)
 end
 
 -- denoise(x, sigma) of p.guide, p.guidance and --guide.* over the texts of opts: text=, negative=.
@@ -131,7 +139,7 @@ function Job:guide(model, opts)
   local params = self:plugin_params("guide")
   for key, value in pairs(opts) do params[key] = value end
   if params.scale == nil then params.scale = p.guidance end
-  return require("melies.guide").make(p.guide or "cfg", model, params)
+  return made_of_values(require("melies.guide").make, p.guide or "cfg", model, params)
 end
 
 -- ---- noise and sampling ----------------------------------------------------------------------------

@@ -201,6 +201,7 @@ t.test("bad input: one line, the right exit code, no file", function()
     { base .. "--fps 0 -o no.mp4", 2, "fps is 0, outside 0.1..240" },
     { base .. "--sampler eulr -o no.mp4", 2, "'euler'" },
     { base .. "--sampler.eta 1 -o no.mp4", 2, "euler" },
+    { base .. "--schedule custom -o no.mp4", 2, "melies: schedule custom needs the parameter 'sigmas'" },
     { base .. "--width 65 -o no.mp4", 1, "the nearest is 64x64" },
     { base .. "--model /nowhere -o no.mp4", 1, "/nowhere" },
     { base .. "--model nothing-here -o no.mp4", 1, "nothing-here" },
