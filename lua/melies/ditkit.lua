@@ -24,6 +24,23 @@ function ditkit.sinusoid(t, width)
   return out
 end
 
+-- The same with every step rounded to float32, as diffusers' get_timestep_embedding does it: at 1000 its arguments are
+-- off by 3e-5.
+function ditkit.sinusoid_f32(t, width)
+  local half, f32 = width / 2, kit.f32
+  local out = T.empty({ #t, width })
+  local p = out:ptr()
+  for i = 0, half - 1 do
+    local omega = f32(math.exp(f32(f32(f32(-math.log(10000)) * i) / half)))
+    for row, value in ipairs(t) do
+      local angle = f32(f32(value) * omega)
+      p[(row - 1) * width + i] = math.cos(angle)
+      p[(row - 1) * width + half + i] = math.sin(angle)
+    end
+  end
+  return out
+end
+
 -- table [1, n, dim] + e [B, G, n or 1, dim], as n tensors [B, G, 1, dim].
 function ditkit.modulation(values, e)
   local sum, out = values + e, {}

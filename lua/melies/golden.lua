@@ -4,8 +4,9 @@
 -- A fixture is NAME.json with a "fixture" field; beside it lie NAME.io.safetensors, NAME.weights.safetensors or the
 -- files that the json names. What a fixture exercises is told by its "function" and "config", not by its name or sizes, so
 -- that sets with other sizes run as well. In float32 a value passes where |got - want| <= atol + rtol * |want| with the
--- fixture's own tolerance; in bf16 where the relative L2 error |got - want| / |want| is within the limit stated in
--- golden/models.lua for that model (docs/models.md has the measured errors).
+-- fixture's own tolerance; in bf16, and in float32 with weights that went through Q8_0, where the relative L2 error
+-- |got - want| / |want| is within the limit stated in golden/models.lua for that model (docs/models.md has the measured
+-- errors).
 local melies = require "melies"
 
 local golden = {}
@@ -59,7 +60,7 @@ function Fixture:close(name, got, want, tolerance)
   tolerance = tolerance or self.tolerance
   local gs, ws = shape_text(got.shape), shape_text(want.shape)
   if gs ~= ws then return self:line(false, name, "shape %s, wanted %s", gs, ws) end
-  if self.compute == "bf16" and self.relative then
+  if self.relative then
     local _, _, relative = compare(got, want, 0, 0)
     return self:line(relative <= self.relative, name, "relative L2 error %.2e, limit %.1e", relative, self.relative)
   end
@@ -149,7 +150,7 @@ end
 
 -- ---- running ----------------------------------------------------------------------------------------------------
 
--- Each part lists kinds: { name, applies(json), run(fixture), compute = relative L2 limit in bf16 where there is one }.
+-- Each part lists kinds: { name, applies(json), run(fixture), bf16 =, q8_0 = relative L2 limits where there are some }.
 local PARTS = { "models", "ops", "files", "tokenizers", "samplers" }
 
 local function find_kind(json)
@@ -177,8 +178,8 @@ local function run_one(fixture, kind)
     fixture.checks))
 end
 
--- Runs every fixture in the folder. options: filter (part of a name), compute ("f32", "bf16" or, by default, both where
--- the fixture holds matrix work), verbose (false: failures and totals only), write(line) (by default to stdout).
+-- Runs every fixture in the folder. options: filter (part of a name), compute ("f32", "bf16", "q8_0" or, by default, all of
+-- them where the fixture holds matrix work), verbose (false: failures and totals only), write(line) (by default to stdout).
 -- Returns { passed, failed, not_covered, checks, failed_checks }, counting a fixture once for each compute; or nil and
 -- a message where the folder holds no fixture.
 function golden.run(dir, options)
@@ -200,9 +201,9 @@ function golden.run(dir, options)
         totals.not_covered = totals.not_covered + 1
         write(name .. ": not covered")
       else
-        for _, compute in ipairs { "f32", "bf16" } do
-          if (compute == "f32" or kind.bf16) and (not options.compute or options.compute == compute) then
-            run_one(setmetatable({ name = name, dir = dir, json = json, compute = compute, relative = kind.bf16,
+        for _, compute in ipairs { "f32", "bf16", "q8_0" } do
+          if (compute == "f32" or kind[compute]) and (not options.compute or options.compute == compute) then
+            run_one(setmetatable({ name = name, dir = dir, json = json, compute = compute, relative = kind[compute],
               tolerance = json.tolerance or { atol = 0, rtol = 0 }, totals = totals, write = write,
               verbose = options.verbose ~= false, checks = 0, failures = 0 }, Fixture), kind)
           end

@@ -8,6 +8,13 @@ local T = melies.tensor
 
 local kit = {}
 
+local single = require("ffi").new("float[1]")
+-- A number rounded to float32.
+function kit.f32(x)
+  single[0] = x
+  return tonumber(single[0])
+end
+
 local function fail(format, ...) error(format:format(...), 0) end
 
 -- "[2, 3, *]": a list of sizes, false standing for any.
@@ -143,7 +150,7 @@ end
 function kit.agree(model, config, names, found, where)
   for _, name in ipairs(names) do
     local stated = config[name]
-    if stated ~= nil and stated ~= found then
+    if stated ~= nil and stated ~= melies.json.null and stated ~= found then
       fail("%s: the configuration says %s %s, %s gives %s", model, name, tostring(stated), where, tostring(found))
     end
   end
@@ -191,10 +198,15 @@ function kit.latent_frames(model, latent, channels, level)
   return latent:to("f32"):permute(2, 3, 4, 1):contiguous()
 end
 
--- Decoding a whole latent by a streaming decoder: the frames of every push, joined. The same bits as a stream.
+-- Decoding a whole latent by a streaming decoder: the frames of every push, and of finish where a decoder
+-- looks ahead, joined. The same bits as a stream.
 function kit.decode_all(decoder, latent)
   local out = {}
-  for t = 1, latent.shape[2] do out[t] = decoder:push(latent:slice(2, t, t)) end
+  for t = 1, latent.shape[2] do
+    local frames = decoder:push(latent:slice(2, t, t))
+    if frames.shape[1] > 0 then out[#out + 1] = frames end
+  end
+  if decoder.finish then out[#out + 1] = decoder:finish() end
   return #out == 1 and out[1] or T.concat(out, 1)
 end
 

@@ -1,4 +1,5 @@
--- Every fixture of a whole model and of single operations, in float32 at its own tolerance and in bf16 at the stated one.
+-- Every fixture of a whole model and of single operations, in float32 at its own tolerance, in bf16 and with
+-- weights in Q8_0 at the stated ones.
 local t = require "harness"
 local melies = require "melies"
 
@@ -12,9 +13,8 @@ local function run(filter, compute)
   return totals, table.concat(lines, "\n")
 end
 
-for _, name in ipairs { "wan_dit", "wan_dit_i2v", "wan_dit_causal", "wan_vae", "taehv", "taehv_p2", "taehv_super",
-  "umt5", "t5v1_1", "clip_text", "wan_clip_vision" } do
-  for _, compute in ipairs { "f32", "bf16" } do
+for _, name in ipairs { "wan_dit", "wan_vae", "taehv", "umt5", "t5v1_1", "clip_text", "wan_clip_vision", "ltx_" } do
+  for _, compute in ipairs { "f32", "bf16", "q8_0" } do
     t.test(name .. " in " .. compute, function()
       local totals, text = run(name, compute)
       t.ok(totals.failed == 0 and totals.passed > 0, text)

@@ -72,6 +72,50 @@ for name, entry in pairs(autoencoders) do
   end)
 end
 
+-- A decoder that looks ahead gives its frames later and the rest at the end.
+for _, name in ipairs { "ltx_vae", "ltx_vae_tc" } do
+  for _, compute in ipairs { "f32", "bf16" } do
+    t.test(("%s in %s: a stream and its end give the bits of a whole decode"):format(name, compute), function()
+      local net = arch("ltx_vae").load(open(name), {}, { compute = compute })
+      local channels = net.latent_channels
+      local latent = noise { channels, 13, 1, 2 }
+      local whole = net:decode(latent)
+      t.eq(whole:shape_text(), "[97, 32, 64, 3]")
+      local stream, parts = net:decoder(), {}
+      t.eq(stream:push(latent:slice(2, 1, 1)).shape[1], 0)
+      for _, range in ipairs { { 2, 11 }, { 12, 12 }, { 13, 13 } } do
+        local frames = stream:push(latent:slice(2, range[1], range[2]))
+        if frames.shape[1] > 0 then parts[#parts + 1] = frames end
+      end
+      t.ok(#parts > 0, "some frames are ready before the end")
+      parts[#parts + 1] = stream:finish()
+      same_bits(T.concat(parts, 1), whole)
+      t.eq(stream:finish(), nil)
+      t.raises(function() stream:push(latent) end, "was finished")
+      t.eq(net:decode(latent:slice(2, 1, 1)).shape[1], 1)
+      t.eq(net:encode(whole):shape_text(), latent:shape_text())
+      t.raises(function() net:encode(whole:slice(1, 1, 8)) end, "wanted 1 + 8k (1 or 9)")
+    end)
+  end
+end
+
+t.test("ltx_vae: the decoder's timestep and noise", function()
+  local w = tensors "ltx_vae_tc"
+  local net = arch("ltx_vae").load(w, {}, { compute = "f32" })
+  local latent = noise { 10, 2, 1, 2 }
+  local plain = net:decode(latent)
+  t.close(net:decode(latent, { timestep = 0.05 }), plain, 0, 0)
+  t.ok((net:decode(latent, { timestep = 0.5 }) - plain):norm() > 1e-2)
+  t.raises(function() net:decode(latent, { timestp = 0 }) end, "did you mean 'timestep'")
+  local width = w["decoder.up_blocks.0.res_blocks.0.conv1.conv.weight"].shape[1]
+  for i = 1, 2 do
+    w["decoder.up_blocks.0.res_blocks.0.per_channel_scale" .. i] = T.full({ width, 1, 1 }, 0.5)
+  end
+  local noisy = arch("ltx_vae").load(w, {}, { compute = "f32" }):decode(latent)
+  t.ok((noisy - plain):norm() > 1e-2)
+  t.close(arch("ltx_vae").load(w, {}, { compute = "f32" }):decode(latent), noisy, 0, 0, "the same seed")
+end)
+
 t.test("a stream's memory does not grow with its length", function()
   for _, name in ipairs { "taehv", "wan_vae", "linear_blocks" } do
     local entry = autoencoders[name]
@@ -297,6 +341,29 @@ t.test("wan_experts: the timestep chooses, one resident expert gives the same", 
   low["patch_embedding.weight"], low["head.head.weight"] = noise { 72, 17, 1, 2, 2 }, low["head.head.weight"]
   local unlike = arch("wan_experts").load({ high = high, low = low }, config, { compute = "f32" })
   t.raises(function() unlike:forward(latent, 1, unlike:context { text }) end, "the low expert has in_channels 17")
+end)
+
+t.test("ltx_dit: batches, joins, first frames, timesteps by frame and by token", function()
+  local net = arch("ltx_dit").load(open "ltx_dit", { heads = 4 }, { compute = "f32" })
+  local latent = noise { 1, 24, 3, 2, 4 }
+  local texts = { noise({ 9, 40 }, 1), noise({ 3, 40 }, 2) }
+  local both = net:forward(latent, 500, net:context(texts))
+  local a, b = net:context { texts[1] }, net:context { texts[2] }
+  t.close(net:forward(latent, 500, net:join { a, b }), both, 2e-6, 2e-6, "joined")
+  for i, one in ipairs { a, b } do t.close(both:slice(1, i, i), net:forward(latent, 500, one), 4e-6, 4e-6, "alone") end
+  local by_frame = net:forward(latent, { { 0, 500, 500 } }, a)
+  local by_token = {}
+  for i = 1, 24 do by_token[i] = i <= 8 and 0 or 500 end
+  t.close(net:forward(latent, { by_token }, a), by_frame, 2e-6, 2e-6, "tokens")
+  local first = noise({ 24, 1, 2, 4 }, 5)
+  local got = net:forward(latent, 500, net:context({ texts[1] }, { first = first }))
+  t.close(latent:slice(3, 1, 1) - got:slice(3, 1, 1) * 0.5, first:unsqueeze(1), 1e-5, 1e-5, "the given frame")
+  local fast = net:forward(latent, 500, net:context({ texts[1] }, { fps = 50 }))
+  t.ok((fast - both:slice(1, 1, 1)):norm() > 1e-3, "frames a second turn the frame axis")
+  t.raises(function() net:join { a, net:context({ texts[1] }, { fps = 50 }) } end, "different fps")
+  t.raises(function() net:context({ texts[1] }, { fps = 0 }) end, "fps is 0")
+  t.raises(function() net:forward(latent, { { 1, 2 } }, a) end, "has 2 timesteps, wanted one, 3 (frames) or 24 (tokens)")
+  t.raises(function() net:forward(noise { 1, 23, 1, 2, 2 }, 1, a) end, "wanted [B, 24, T, H, W]")
 end)
 
 -- ---- text encoders --------------------------------------------------------------------------------------------------

@@ -1,4 +1,5 @@
--- Fixtures of whole models (golden.lua). bf16: the limit of the relative L2 error of outputs and intermediates.
+-- Fixtures of whole models (golden.lua). bf16 and q8_0: the limits of the relative L2 error of
+-- outputs and intermediates in bf16, and in float32 with weights that went through Q8_0.
 local melies = require "melies"
 local T = melies.tensor
 
@@ -10,8 +11,51 @@ local function called(json, start)
   return type(json["function"]) == "string" and json["function"]:sub(1, #start) == start
 end
 
+-- Q8_0 and back, in place: blocks of 32 along a row, as many as a row has (the last may be short), with a scale of f16.
+local function through_q8_0(x)
+  local rows = x.shape[1]
+  local y = x:to("f32"):reshape(rows, -1):clone()
+  local p, width = y:ptr(), y.shape[2]
+  local blocks = math.ceil(width / 32)
+  local scales = T.empty { rows, blocks }
+  local s = scales:ptr()
+  local function each(fn)
+    for row = 0, rows - 1 do
+      for block = 0, blocks - 1 do
+        fn(row * width + block * 32, row * width + math.min(width, block * 32 + 32) - 1, row * blocks + block)
+      end
+    end
+  end
+  each(function(first, last, block)
+    local most = 0
+    for i = first, last do most = math.max(most, math.abs(p[i])) end
+    s[block] = most / 127
+  end)
+  local rounded = scales:to("f16"):to("f32")
+  local d = rounded:ptr()
+  each(function(first, last, block)
+    local inverse = s[block] > 0 and 1 / s[block] or 0
+    for i = first, last do p[i] = math.floor(p[i] * inverse + 0.5) * d[block] end
+  end)
+  return y:reshape(x.shape)
+end
+
+-- The fixture's weights; in q8_0 those of linear layers and convolutions have gone through it.
+local function weights_of(fixture)
+  local file = fixture:weights()
+  if fixture.compute ~= "q8_0" then return file end
+  local out = {}
+  for _, name in ipairs(file:names()) do
+    local x = file:get(name)
+    local matrix = x.ndim >= 2 and name:find("%.weight$") and not name:find("embedding%.weight$")
+    out[name] = (matrix or name == "visual.patch_embedding.weight") and through_q8_0(x) or x
+  end
+  return out
+end
+
 local function load(fixture, model, config)
-  return require("melies.models." .. model).load(fixture:weights(), config, { compute = fixture.compute })
+  return require("melies.models." .. model).load(weights_of(fixture), config,
+    { compute = fixture.compute == "bf16" and "bf16" or "f32" })
 end
 
 -- ---- the diffusion transformer ----------------------------------------------------------------------------------
@@ -97,6 +141,41 @@ local function wan_causal(fixture)
   end
 end
 
+-- The original's rotary tables come from float32 angles of up to 1.6e4: they are compared within 2e-3, the rest of the
+-- model with the stored ones, the whole with its own at 1e-3.
+local function ltx_dit(fixture)
+  local json = fixture.json
+  local config = { fps = json.fps, scale = json.vae_scale_factors, causal_fix = json.causal_fix }
+  for name, value in pairs(json.config) do config[name] = value end
+  local net = load(fixture, "ltx_dit", config)
+  local latent, mask = fixture:get("latent"):unsqueeze(1), fixture:get("text_mask")
+  local t = { fixture:get("timestep"):item() * 1000 }
+  local real, want = mask:to("f32"):sum(), fixture:get("output"):unsqueeze(1)
+  local context = net:context { fixture:get("text"):squeeze(1):slice(1, 1, real) }
+  local s = latent.shape
+  local cos, sin = net:rope(s[3], s[4], s[5], json.fps)
+  local pairs_ = { 1, cos.shape[1], cos.shape[2], 2 }
+  local stored = { cos = fixture:get("rope_cos"):reshape(pairs_), sin = fixture:get("rope_sin"):reshape(pairs_) }
+  if fixture.compute == "f32" then
+    local loose = { atol = 2e-3, rtol = 0 }
+    fixture:close("rope_cos", cos, stored.cos:select(4, 1):squeeze(1), loose)
+    fixture:close("rope_sin", sin, stored.sin:select(4, 1):squeeze(1), loose)
+    fixture:close("output, own rope", net:forward(latent, t, context), want, { atol = 1e-3, rtol = 1e-3 })
+  end
+  net.rope_cos, net.rope_sin = stored.cos:select(4, 1):squeeze(1):contiguous(),
+    stored.sin:select(4, 1):squeeze(1):contiguous()
+  local seen, got = fixture.traced(net, function() return net:forward(latent, t, context) end)
+  compare_traced(fixture, seen)
+  fixture:close("output", got, want)
+  local per_token = fixture:get("timestep_per_token"):list()
+  for i = 1, #per_token do per_token[i] = per_token[i] * 1000 end
+  seen = fixture.traced(net, function() return net:forward(latent, { per_token }, context) end)
+  fixture:close("output_tokens_per_token_t", seen.output_tokens[1], fixture:get("output_tokens_per_token_t"))
+  fixture:close("caption_projection_out", fixture.traced(net, function()
+    net:context { fixture:get("text"):squeeze(1) }
+  end).caption_projection_out[1], fixture:get("caption_projection_out"))
+end
+
 -- ---- text encoders ----------------------------------------------------------------------------------------------
 
 local function t5(fixture)
@@ -130,7 +209,7 @@ local function t5(fixture)
   local file, renamed = fixture:weights(), {}
   for name, hf in pairs(json.hf_key_map or {}) do renamed[hf] = file:get(name) end
   if next(renamed) then
-    local again = module.load(renamed, json.config, { compute = fixture.compute })
+    local again = module.load(renamed, json.config, { compute = "f32" })
     fixture:close("output, Hugging Face's names", again:forward(ids, mask), fixture:get("output"))
   end
 end
@@ -253,25 +332,52 @@ local function wan_vae(fixture)
   end
 end
 
+local function ltx_vae(fixture)
+  local json = fixture.json
+  local timestep = json.decode_timestep
+  local config = { decode_timestep = type(timestep) == "number" and timestep or nil }
+  for name, value in pairs(json.config) do config[name] = value end
+  local net = load(fixture, "ltx_vae", config)
+  local function channels_first(x) return x:permute(4, 1, 2, 3):contiguous() end
+  local video = (fixture:get("video"):permute(2, 3, 4, 1):contiguous() + 1) * 0.5
+  local seen, latent = fixture.traced(net, function() return net:encode(video) end)
+  compare_frames(fixture, seen, "", channels_first)
+  fixture:close("latent", latent, fixture:get("latent"))
+  for _, name in ipairs { "", "random_" } do
+    local parts = fixture.traced(net, function() return net:decode(fixture:get(name .. "latent")) end)
+    if name == "" then compare_frames(fixture, parts, "", channels_first) end
+    local got = channels_first(T.concat(parts.decoded_unclamped, 1))
+    fixture:close(name .. "decoded", got, fixture:get(name .. "decoded"))
+  end
+end
+
 return {
-  { name = "wan_dit", bf16 = 1e-2, run = wan_dit, applies = function(json)
+  { name = "wan_dit", bf16 = 1e-2, q8_0 = 2.5e-2, run = wan_dit, applies = function(json)
     return called(json, "WanModel.forward") and json.config.model_type == "t2v"
   end },
-  { name = "wan_dit_i2v", bf16 = 1e-2, run = wan_dit_i2v, applies = function(json)
+  { name = "wan_dit_i2v", bf16 = 1e-2, q8_0 = 2.5e-2, run = wan_dit_i2v, applies = function(json)
     return called(json, "WanModel.forward") and json.config.model_type == "i2v"
   end },
-  { name = "wan_causal", bf16 = 1e-2, run = wan_causal, applies = function(json)
+  { name = "wan_causal", bf16 = 1e-2, q8_0 = 2.5e-2, run = wan_causal, applies = function(json)
     return called(json, "CausalWanModel.forward")
   end },
-  { name = "t5", bf16 = 1.5e-2, run = t5, applies = function(json) return called(json, "T5Encoder.forward") end },
-  { name = "clip_text", bf16 = 1e-2, run = clip_text, applies = function(json)
+  { name = "ltx_dit", bf16 = 1e-2, q8_0 = 2.5e-2, run = ltx_dit, applies = function(json)
+    return called(json, "Transformer3DModel.forward")
+  end },
+  { name = "t5", bf16 = 1.5e-2, q8_0 = 2.5e-2, run = t5, applies = function(json) return called(json, "T5Encoder.forward") end },
+  { name = "clip_text", bf16 = 1e-2, q8_0 = 2.5e-2, run = clip_text, applies = function(json)
     return called(json, "text transformer") and json.config.projection ~= nil
   end },
-  { name = "clip_vision", bf16 = 1e-2, run = clip_vision, applies = function(json)
+  { name = "clip_vision", bf16 = 1e-2, q8_0 = 2.5e-2, run = clip_vision, applies = function(json)
     return called(json, "CLIPModel.visual")
   end },
-  { name = "taehv", bf16 = 3e-2, run = taehv, applies = function(json)
+  { name = "taehv", bf16 = 3e-2, q8_0 = 6e-2, run = taehv, applies = function(json)
     return source(json) == "madebyollin/taehv/taehv.py"
   end },
-  { name = "wan_vae", bf16 = 3e-2, run = wan_vae, applies = function(json) return called(json, "WanVAE_.encode") end },
+  { name = "ltx_vae", bf16 = 3e-2, q8_0 = 6e-2, run = ltx_vae, applies = function(json)
+    return json.config and json.config._class_name == "CausalVideoAutoencoder"
+  end },
+  { name = "wan_vae", bf16 = 3e-2, q8_0 = 6e-2, run = wan_vae, applies = function(json)
+    return called(json, "WanVAE_.encode")
+  end },
 }

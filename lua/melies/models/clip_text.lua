@@ -105,7 +105,7 @@ local function load(weights, config, options)
     vocabulary = embedding.shape[1], act = ACTIVATIONS[activation], eps = config.eps or config.layer_norm_eps or 1e-5,
     head_count = heads, head_dim = width / heads, layers = {},
   }, Net)
-  local matrix = { compute = compute }
+  local matrix = { compute = compute, lazy = options and options.lazy or nil }
   local function norm(name)
     return { r:take_f32(name .. ".weight", { width }), r:take_f32(name .. ".bias", { width }) }
   end

@@ -92,7 +92,7 @@ local function load(weights, config, options)
     error(("%s: width %d does not divide into %s heads; the configuration must give heads"):format(NAME, width,
       tostring(heads)), 0)
   end
-  local matrix = { compute = compute }
+  local matrix = { compute = compute, lazy = options and options.lazy or nil }
   local bias = r:has "patch_embedding.bias" and r:take("patch_embedding.bias", { width }) or nil
   local net = setmetatable({
     name = NAME, dtype = compute, trace = trace, width = width, patch = patch, image_size = grid * patch,

@@ -11,18 +11,11 @@
 -- from the bias table. config: eps (1e-6), max_distance (128); others are only checked.
 local melies = require "melies"
 local kit = require "melies.modelkit"
-local ffi = require "ffi"
-local T = melies.tensor
+local T, f32 = melies.tensor, kit.f32
 
 local NAME = "t5"
 local Net = {}
 Net.__index = Net
-
-local single = ffi.new("float[1]")
-local function f32(x)
-  single[0] = x
-  return tonumber(single[0])
-end
 
 -- Bucket (from 0) of a relative position: key minus query. One half of the buckets for each direction; the first half
 -- of those exact, the others logarithmic up to max_distance. Every step in float32: powers of two lie on borders.

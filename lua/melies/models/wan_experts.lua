@@ -45,7 +45,7 @@ function Net:get(which)
     source, message = source()
     if source == nil then error(("%s: the %s expert: %s"):format(NAME, which, tostring(message)), 0) end
   end
-  net = dit.load(source, self.config, { compute = self.dtype, trace = self.trace })
+  net = dit.load(source, self.config, { compute = self.dtype, trace = self.trace, lazy = self.lazy })
   for _, field in ipairs { "in_channels", "out_channels", "latent_channels", "text_dim", "patch", "text_len" } do
     local have, found = self[field], net[field]
     if type(found) == "table" then
@@ -118,7 +118,7 @@ local function load(weights, config, options)
     error(("%s: resident is %s, wanted 1 or 2"):format(NAME, tostring(resident)), 2)
   end
   local net = setmetatable({
-    name = NAME, dtype = compute, trace = trace, config = own, resident = resident, nets = {},
+    name = NAME, dtype = compute, trace = trace, config = own, lazy = options and options.lazy, resident = resident, nets = {},
     sources = { high = weights.high, low = weights.low }, contexts = setmetatable({}, { __mode = "k" }),
   }, Net)
   net:get "high" -- a run begins there; sizes are known from now on
