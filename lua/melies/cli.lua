@@ -23,17 +23,11 @@ jit.off(out) -- a compiled write that fails is written again by the interpreter,
 
 local function lib() return require "melies.ffi.lib" end
 
+local function budget() return require "melies.budget" end
+
 local function suggest(name, list) return lib().suggest(name, list) end
 
 -- ---- global options ---------------------------------------------------------------------------
-
--- "1.5G" -> bytes; units K, M, G, T of 1024, with or without B or iB. nil where it is not a size.
-function cli.size(text)
-  local number, unit = tostring(text):match "^(%d+%.?%d*)%s*([KMGTkmgt]?)i?[Bb]?$"
-  if not number then return nil end
-  local power = ({ [""] = 0, K = 1, M = 2, G = 3, T = 4 })[unit:upper()]
-  return math.floor(tonumber(number) * 1024 ^ power)
-end
 
 -- name -> { argument name or nil, check and note (settings, value) }
 local options = {
@@ -47,10 +41,10 @@ local options = {
     s.threads = n
   end, "threads to work with (default: one a core)" },
   memory = { "SIZE", function(s, v)
-    local n = cli.size(v)
+    local n = budget().size(v)
     if not n or n < 1 then stop(USAGE, "--memory is '%s'; it should be a size such as 500M or 8G", v) end
     s.memory = n
-  end, "limit on native memory, such as 8G" },
+  end, "memory to work within, such as 8G (default: what is free, less a reserve)" },
   compute = { "DTYPE", function(s, v)
     if v ~= "f32" and v ~= "bf16" then
       stop(USAGE, "--compute is '%s'; it should be f32 or bf16%s", v, suggest(v, { "f32", "bf16" }))
@@ -99,7 +93,7 @@ end
 local function apply(settings)
   log.quiet, log.debug = settings.quiet or false, settings.debug or false
   if settings.threads then lib().call(lib().C.mel_set_threads, settings.threads) end
-  if settings.memory then lib().C.mel_mem_set_limit(settings.memory) end
+  if settings.memory then budget().set(settings.memory) end
   if settings.compute then require("melies").set_compute(settings.compute) end
   if #settings.plugin_paths > 0 then
     require("melies.registry").configure { plugin_paths = settings.plugin_paths }
@@ -110,7 +104,7 @@ end
 
 -- Each: { usage, help line, run(words, settings) -> exit code, text of more help }.
 local commands = {}
-local command_order = { "run", "repl", "list", "info", "help", "version", "golden", "bench" }
+local command_order = { "run", "repl", "list", "info", "cache", "help", "version", "golden", "bench" }
 
 local function no_more(words, n, command)
   if words[n + 1] then stop(USAGE, "%s: unknown argument '%s'", command, words[n + 1]) end
@@ -268,6 +262,60 @@ commands.info = { "info FILE...", "what a film, an image or a file of weights ho
     return code
   end }
 
+-- "7d" -> seconds; nil where it is no length of time.
+local function age(text)
+  local number, unit = tostring(text):match "^(%d+%.?%d*)([smhd])$"
+  return number and tonumber(number) * ({ s = 1, m = 60, h = 3600, d = 86400 })[unit] or nil
+end
+
+local cache_commands = {
+  list = function(cache)
+    local show, now, total = require "melies.show", os.time(), 0
+    local entries, message = cache:list()
+    if not entries then stop(FAILED, "%s", message) end
+    for _, e in ipairs(entries) do
+      total = total + e.size
+      out(("%-10s %10s  %6.1f hours ago  %s"):format(e.kind, show.bytes_text(e.size), (now - e.used) / 3600, e.key))
+    end
+    out(("%d entries, %s of %s in %s"):format(#entries, show.bytes_text(total), show.bytes_text(cache.limit), cache.folder))
+    return OK
+  end,
+  clear = function(cache, older)
+    local count, bytes = cache:clear { older = older }
+    if not count then stop(FAILED, "%s", bytes) end
+    out(("%d entries removed, %s"):format(count, require("melies.show").bytes_text(bytes)))
+    return OK
+  end,
+  verify = function(cache)
+    local good, bad = cache:verify()
+    if not good then stop(FAILED, "%s", bad) end
+    for _, e in ipairs(bad) do log.fail("%s; removed", e[2]) end
+    out(("%d entries are whole, %d were damaged"):format(good, #bad))
+    return #bad == 0 and OK or FAILED
+  end,
+}
+
+commands.cache = { "cache list|clear|verify", "what is kept on disk: texts and latents that were computed before",
+  function(words)
+    local run = cache_commands[words[1]]
+    if not run then
+      stop(USAGE, "cache: %s (there are list, clear, verify)%s", words[1] and "unknown: '" .. words[1] .. "'" or "which one?",
+        suggest(words[1] or "", { "list", "clear", "verify" }))
+    end
+    local older, i = 0, 2
+    if words[1] == "clear" and words[2] and words[2]:find "^%-%-older" then
+      local text = words[2]:match "^%-%-older=(.*)$"
+      if not text then text, i = words[3], 3 end
+      older = age(text)
+      if not older then stop(USAGE, "cache clear: --older is '%s'; it should be a time such as 12h or 7d", tostring(text)) end
+      i = i + 1
+    end
+    no_more(words, i - 1, "cache " .. words[1])
+    local cache = require("melies.cache").default()
+    if not cache then stop(FAILED, "there is no cache: MELIES_CACHE is off, or there is no home folder") end
+    return run(cache, older)
+  end, "clear --older 7d removes only what was not used for so long (s, m, h, d). MELIES_CACHE names the folder; off: none." }
+
 commands.help = { "help [TOPIC]", "this, or about a command, a plugin, a function",
   function(words)
     local topic = words[1]
@@ -347,7 +395,7 @@ local function run(words)
   if name ~= "run" then
     if rest[1] == "--help" or rest[1] == "-h" then out(usage_of(name)) return OK end
     rest = take_options(settings, rest)
-    if name ~= "bench" then no_options(rest, name) end
+    if name ~= "bench" and name ~= "cache" then no_options(rest, name) end
     apply(settings)
   end
   return command[3](rest, settings)

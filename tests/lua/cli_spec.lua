@@ -74,7 +74,7 @@ t.test("values of global options are checked", function()
 end)
 
 t.test("sizes", function()
-  local size = require("melies.cli").size
+  local size = require("melies.budget").size
   t.eq(size "8G", 8 * 2 ^ 30)
   t.eq(size "1.5k", 1536)
   t.eq(size "500MB", 500 * 2 ^ 20)
