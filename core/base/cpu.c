@@ -45,9 +45,10 @@ static mel_isa detect(void) {
     unsigned a, b, c, d;
     bool f16c = __get_cpuid(1, &a, &b, &c, &d) && (c & (1u << 29));
     bool bf16 = __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1u << 5));
+    bool vnni = __builtin_cpu_supports("avx512vnni"); // every processor with AVX512_BF16 has it
     if (!avx2 || !f16c) return MEL_ISA_PLAIN;
     if (!avx512) return MEL_ISA_AVX2;
-    return bf16 ? MEL_ISA_AVX512_BF16 : MEL_ISA_AVX512;
+    return bf16 && vnni ? MEL_ISA_AVX512_BF16 : MEL_ISA_AVX512;
 }
 
 static atomic_int found = -1, cap = MEL_ISA_AVX512_BF16;

@@ -1,5 +1,6 @@
 // Linear layers and matrix products.
 #include "ops/dnnl_door.h"
+#include "ops/linear_s8.h"
 
 #include <stdatomic.h>
 #include <string.h>
@@ -46,7 +47,8 @@ struct mel_linear {
     dnnl_memory_desc_t desc; // of packed
     void *packed;            // NULL: lazy, the weights are read from source
     mel_source *source;
-    float *bias; // or NULL
+    linear_s8 *s8; // compute is s8: the weights are there
+    float *bias;   // or NULL
     uint64_t clock;
     cached_op ops[OPS_KEPT];
 };
@@ -57,6 +59,7 @@ void mel_linear_free(mel_linear *layer) {
         door_free(&layer->ops[i].op);
     mel_free(layer->packed);
     mel_source_unref(layer->source);
+    mel_s8_free(layer->s8);
     mel_free(layer->bias);
     mel_free(layer);
 }
@@ -91,8 +94,8 @@ static mel_status new_layer(
         return mel_fail(err, MEL_EINVAL, "linear: the weight is empty: [%lld, %lld]", (long long)source->rows,
             (long long)source->columns);
     mel_dtype dtype = compute_in == MEL_SAME ? mel_compute() : compute_in;
-    if (dtype != MEL_F32 && dtype != MEL_BF16)
-        return mel_fail(err, MEL_EINVAL, "linear: compute in f32 or bf16, not %s", mel_dtype_name(dtype));
+    if (dtype != MEL_F32 && dtype != MEL_BF16 && dtype != MEL_S8)
+        return mel_fail(err, MEL_EINVAL, "linear: compute in f32, bf16 or s8, not %s", mel_dtype_name(dtype));
     mel_linear *layer = mel_alloc_zero(sizeof *layer, err);
     if (!layer) return MEL_ENOMEM;
     layer->n = source->rows;
@@ -186,7 +189,10 @@ mel_status mel_linear_create_from(
     mel_source *source, const mel_tensor *bias, mel_dtype compute, mel_linear **out, mel_error *err) {
     mel_linear *layer = NULL;
     mel_status s = new_layer(source, bias, compute, &layer, err);
-    if (!s) s = pack(layer, source, &layer->packed, &layer->desc, err);
+    if (!s && layer->compute == MEL_S8)
+        s = mel_s8_create(source, &layer->s8, err);
+    else if (!s)
+        s = pack(layer, source, &layer->packed, &layer->desc, err);
     if (s)
         mel_linear_free(layer);
     else
@@ -197,12 +203,16 @@ mel_status mel_linear_create_from(
 mel_status mel_linear_create_lazy(
     mel_source *source, const mel_tensor *bias, mel_dtype compute, mel_linear **out, mel_error *err) {
     mel_status s = new_layer(source, bias, compute, out, err);
-    if (!s) (*out)->source = mel_source_ref(source);
-    return s;
+    if (s) return s;
+    (*out)->source = mel_source_ref(source);
+    // 8 bits are for weights that stay: what is read each time is read as it is.
+    if ((*out)->compute == MEL_S8) (*out)->compute = mel_cpu_isa() == MEL_ISA_AVX512_BF16 ? MEL_BF16 : MEL_F32;
+    return MEL_OK;
 }
 
 int64_t mel_linear_bytes(const mel_linear *layer) {
     int64_t bytes = layer->bias ? layer->n * 4 : 0;
+    if (layer->s8) return bytes + mel_s8_bytes(layer->s8);
     return layer->packed ? bytes + (int64_t)dnnl_memory_desc_get_size(&layer->desc) : bytes;
 }
 
@@ -245,8 +255,10 @@ mel_status mel_linear_run(
         const bool few = layer->source && m <= FEW_ROWS;
         mel_dtype operand = few && mel_product_pairs(layer->compute) == 1 ? MEL_F32 : layer->compute;
         void *packed = layer->packed;
-        s = mel_tensor_cast(x, operand, &src, err);
-        if (!s && few && layer->k % mel_product_pairs(operand) == 0) {
+        s = layer->s8 ? mel_tensor_contiguous(x, &src, err) : mel_tensor_cast(x, operand, &src, err);
+        if (!s && layer->s8) {
+            s = mel_s8_run(layer->s8, src, m, layer->bias, act, run, y->data, err);
+        } else if (!s && few && layer->k % mel_product_pairs(operand) == 0) {
             s = mel_skinny_product(layer->source, operand, src->data, m, layer->bias, act, run, y->data, err);
         } else if (!s) {
             if (layer->source) s = pack(layer, layer->source, &packed, &layer->desc, err);

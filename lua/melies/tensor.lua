@@ -25,11 +25,14 @@ local double_box = ffi.typeof("double[1]")
 -- ---- wrapping ----------------------------------------------------------------------------------
 
 -- The collector does not see native bytes: when they have grown much since the last look, collect from here.
-local next_look = 256 * 2 ^ 20
-local function look_after(live) return live + math.max(256 * 2 ^ 20, math.min(live / 4, 2 ^ 30)) end
+local next_look = 128 * 2 ^ 20
+local function look_after(live)
+  local more, limit = math.max(256 * 2 ^ 20, math.min(live / 4, 2 ^ 30)), tonumber(C.mel_mem_limit())
+  return live + (limit > 0 and math.min(more, math.max(0, limit - live) / 2) or more)
+end
 local function mind_memory()
-  local live = tonumber(C.mel_mem_live())
-  if live > next_look then
+  local live, limit = tonumber(C.mel_mem_live()), tonumber(C.mel_mem_limit())
+  if live > next_look or (limit > 0 and live > limit * 0.75) then
     collectgarbage()
     collectgarbage() -- finalizers queued by the first run at their end
     live = tonumber(C.mel_mem_live())

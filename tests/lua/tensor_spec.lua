@@ -118,6 +118,24 @@ t.test("lazy linear: the weight is read where it lies", function()
   end
 end)
 
+t.test("linear in 8 bits: what rounding leaves, any shape", function()
+  for _, case in ipairs { { 19, 37 }, { 64, 64 }, { 200, 130 }, { 70, 5000 } } do
+    local w, b = T.noise({ case[1], case[2] }, { seed = 1 }), T.noise({ case[1] }, { seed = 2 })
+    local layer, exact = nn.linear(w, b, { compute = "s8" }), nn.linear(w, b, { compute = "f32" })
+    for _, rows in ipairs { 1, 7, 193, 400 } do
+      local x = T.noise({ rows, case[2] }, { seed = 3 })
+      local want = exact(x)
+      t.ok((layer(x) - want):norm() < 0.02 * want:norm(), "s8")
+      t.eq(layer(x:to "bf16", { act = "gelu" }).dtype, "bf16")
+    end
+    -- what 8 bits hold exactly comes out exactly
+    local whole = T.full({ case[1], case[2] }, 1)
+    local x = T.full({ 2, case[2] }, -3)
+    t.close(nn.linear(whole, nil, { compute = "s8" })(x), T.full({ 2, case[1] }, -3 * case[2]), 1e-2, 1e-6)
+  end
+  t.raises(function() nn.linear(T.of { { 0 / 0 } }, nil, { compute = "s8" }) end, "weight row 1 is not finite")
+end)
+
 t.test("matmul with batches", function()
   local a, b = T.noise({ 2, 3, 4, 5 }, { seed = 1 }), T.noise({ 3, 5, 6 }, { seed = 2 })
   local y = a:matmul(b)
@@ -270,6 +288,7 @@ t.test("the same bits for one thread and for two", function()
   local function all()
     local qkv = x:slice(3, 1, 192):reshape(1, 700, 3, 64)
     return { nn.linear(w, b)(x), nn.linear(w, b, { compute = "f32" })(x), nn.linear(w, b, { lazy = true })(x:slice(2, 1, 77)),
+      nn.linear(w, b, { compute = "s8" })(x),
       nn.conv(conv, nil, { causal = true, pad = 1 })(clip),
       T.attention(qkv, qkv, qkv), T.attention(qkv:to "bf16", qkv:to "bf16", qkv:to "bf16"), x:layer_norm(), x:mean(2),
       (x * 2 + 1):gelu(), x:resize(2, 333, "bicubic"), x:matmul(x, { transpose = true }),

@@ -1,0 +1,157 @@
+// Linear layers in 8 bits: weights s8 with a scale a row of the weight (an output channel), activations quantised a
+// token at a time as they come (Dettmers et al. 2022, "vector-wise"), sums in s32, one pass to floats with bias and
+// activation.
+#include "ops/linear_s8.h"
+
+#include "kernels/gemm_s8.h"
+
+#include <math.h>
+#include <string.h>
+
+enum {
+    TOKENS = 192,
+    DEPTH = 4096
+}; // rows of x in a task; columns of x against one stretch of a panel
+
+struct linear_s8 {
+    int64_t n, k, n_padded, k_padded;
+    int8_t *panels;
+    float *scales; // [n_padded]
+    int32_t *sums; // [n_padded]: of the quantised weights of an output channel
+};
+
+static int64_t round_up(int64_t n, int64_t to) {
+    return (n + to - 1) / to * to;
+}
+
+static const gemm_s8_kernels *kernels(void) {
+    return mel_cpu_isa() == MEL_ISA_AVX512_BF16 ? &gemm_s8_kernels_avx512 : &gemm_s8_kernels_ref;
+}
+
+void mel_s8_free(linear_s8 *layer) {
+    if (!layer) return;
+    mel_free(layer->panels);
+    mel_free(layer->scales);
+    mel_free(layer->sums);
+    mel_free(layer);
+}
+
+int64_t mel_s8_bytes(const linear_s8 *layer) {
+    return layer->n_padded * (layer->k_padded + 8);
+}
+
+static void pack_row(linear_s8 *layer, int64_t row, const float *w, int64_t from, int64_t depth) {
+    int8_t *panel = layer->panels + row / S8_PANEL * S8_PANEL * layer->k_padded + from * S8_PANEL + row % S8_PANEL * 4;
+    float by = 1.0f / layer->scales[row];
+    int32_t sum = 0;
+    for (int64_t t = 0; t < depth; t++) {
+        float v = nearbyintf(w[t] * by);
+        int8_t q = (int8_t)(v < -127 ? -127 : v > 127 ? 127 : v);
+        panel[t / 4 * S8_PANEL * 4 + t % 4] = q;
+        sum += q;
+    }
+    layer->sums[row] += sum;
+}
+
+mel_status mel_s8_create(const mel_source *source, linear_s8 **out, mel_error *err) {
+    linear_s8 *l = mel_alloc_zero(sizeof *l, err);
+    if (!l) return MEL_ENOMEM;
+    l->n = source->rows;
+    l->k = source->columns;
+    l->n_padded = round_up(l->n, S8_PANEL);
+    l->k_padded = round_up(l->k, 4);
+    l->panels = mel_alloc_zero((size_t)(l->n_padded * l->k_padded), err);
+    l->scales = l->panels ? mel_alloc_zero((size_t)l->n_padded * 4, err) : NULL;
+    l->sums = l->scales ? mel_alloc_zero((size_t)l->n_padded * 4, err) : NULL;
+    mel_status status = l->sums ? MEL_OK : MEL_ENOMEM;
+    mel_error first = {0};
+#pragma omp parallel for schedule(static) num_threads(mel_threads()) if (status == MEL_OK)
+    for (int64_t at = 0; at < l->n; at += S8_PANEL) {
+        if (status) continue;
+        int64_t count = l->n - at < S8_PANEL ? l->n - at : S8_PANEL;
+        mel_error e = {0};
+        float *rows = mel_alloc((size_t)(count * l->k) * 4, &e);
+        mel_status s = rows ? mel_source_read(source, at, count, MEL_F32, rows, &e) : MEL_ENOMEM;
+        for (int64_t r = 0; r < count && !s; r++) {
+            const float *w = rows + r * l->k;
+            float top = 0;
+            for (int64_t t = 0; t < l->k; t++) {
+                if (!isfinite(w[t]))
+                    s = mel_fail(&e, MEL_EINVAL, "linear: weight row %lld is not finite", (long long)(at + r + 1));
+                top = fabsf(w[t]) > top ? fabsf(w[t]) : top;
+            }
+            l->scales[at + r] = top > 0 ? top / 127.0f : 1.0f;
+            if (!s) pack_row(l, at + r, w, 0, l->k);
+        }
+        mel_free(rows);
+        if (s) {
+#pragma omp critical(mel_s8)
+            if (!status) {
+                status = s;
+                first = e;
+            }
+        }
+    }
+    if (status) {
+        if (err && first.message[0]) *err = first;
+        mel_s8_free(l);
+        return status;
+    }
+    *out = l;
+    return MEL_OK;
+}
+
+mel_status mel_s8_run(const linear_s8 *l, const mel_tensor *x, int64_t m, const float *bias, mel_act act,
+    mel_dtype dtype, void *y, mel_error *err) {
+    const gemm_s8_kernels *k8 = kernels();
+    const row_kernels *rows = mel_rows();
+    // Columns of a task: wide enough to reuse the tokens, narrow enough to share out.
+    const int64_t wide = 4 * S8_PANEL, across = (l->n_padded + wide - 1) / wide, blocks = (m + TOKENS - 1) / TOKENS;
+    int threads = m * l->n * l->k >= 1 << 22 ? mel_threads() : 1;
+    const int64_t each = TOKENS * wide * 4 + (wide + l->k_padded) * 4;
+    uint8_t *q = mel_alloc_zero((size_t)(m * l->k_padded), err);
+    float *scales = q ? mel_alloc((size_t)m * 4, err) : NULL;
+    char *room = scales ? mel_alloc((size_t)(threads * each), err) : NULL;
+    mel_status s = room ? MEL_OK : MEL_ENOMEM;
+    if (!s) {
+        const int64_t xs = mel_dtype_size(x->dtype), ys = mel_dtype_size(dtype);
+        int next_room = 0;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+        {
+            int mine;
+#pragma omp atomic capture
+            mine = next_room++;
+            int32_t *c = (int32_t *)(void *)(room + mine * each);
+            float *line = (float *)(c + TOKENS * wide);
+#pragma omp for schedule(static)
+            for (int64_t i = 0; i < m; i++) {
+                rows->load((int)x->dtype, x->data + i * l->k * xs, line, l->k);
+                scales[i] = k8->quantize(line, l->k, q + i * l->k_padded);
+            }
+#pragma omp for schedule(dynamic)
+            for (int64_t task = 0; task < blocks * across; task++) {
+                if (mel_canceled()) continue;
+                int64_t first = task % blocks * TOKENS, count = m - first < TOKENS ? m - first : TOKENS;
+                int64_t left = task / blocks * wide, n = l->n_padded - left < wide ? l->n_padded - left : wide;
+                int64_t real = l->n - left < n ? l->n - left : n;
+                for (int64_t j = 0; j < n; j += S8_PANEL)
+                    for (int64_t from = 0; from < l->k_padded; from += DEPTH) {
+                        int64_t depth = l->k_padded - from < DEPTH ? l->k_padded - from : DEPTH;
+                        k8->product(count, S8_PANEL, depth, q + first * l->k_padded + from, l->k_padded,
+                            l->panels + (left + j) * l->k_padded + from * S8_PANEL, c + j, wide, from > 0);
+                    }
+                for (int64_t i = 0; i < count; i++) {
+                    k8->finish(c + i * wide, real, l->sums + left, scales[first + i], l->scales + left,
+                        bias ? bias + left : NULL, line);
+                    if (act) rows->act((int)act, line, real);
+                    rows->store((int)dtype, line, (char *)y + ((first + i) * l->n + left) * ys, real);
+                }
+            }
+        }
+        s = mel_check_cancel(err);
+    }
+    mel_free(room);
+    mel_free(scales);
+    mel_free(q);
+    return s;
+}

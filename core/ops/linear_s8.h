@@ -1,0 +1,15 @@
+// The 8-bit form of a linear layer.
+#ifndef MELIES_CORE_LINEAR_S8_H
+#define MELIES_CORE_LINEAR_S8_H
+
+#include "ops/ops.h"
+
+typedef struct linear_s8 linear_s8;
+mel_status mel_s8_create(const mel_source *source, linear_s8 **out, mel_error *err);
+void mel_s8_free(linear_s8 *layer); // NULL is fine
+int64_t mel_s8_bytes(const linear_s8 *layer);
+// y [m, n] = act(x W^T + bias) from dense float rows x [m, k].
+mel_status mel_s8_run(const linear_s8 *layer, const mel_tensor *x, int64_t m, const float *bias, mel_act act,
+    mel_dtype dtype, void *y, mel_error *err);
+
+#endif

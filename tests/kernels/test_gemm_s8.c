@@ -1,0 +1,91 @@
+// The 8-bit kernels against their naive twin: random shapes, guard bytes.
+#include "check.h"
+
+#include <kernels/gemm_s8.h>
+#include <melies/base.h>
+
+static uint32_t state = 7;
+
+static uint32_t next(void) {
+    state = state * 1664525u + 1013904223u;
+    return state >> 8;
+}
+
+static void products(void) {
+    if (mel_cpu_isa() != MEL_ISA_AVX512_BF16) return;
+    for (int round = 0; round < 60; round++) {
+        int64_t m = 1 + next() % 20, n = S8_PANEL * (1 + next() % 3), k = 4 * (1 + next() % 40), lda = k + next() % 9;
+        uint8_t *a = malloc((size_t)(m * lda));
+        int8_t *b = malloc((size_t)(n * k));
+        int32_t *want = malloc((size_t)(m * n + 2) * 4), *got = malloc((size_t)(m * n + 2) * 4);
+        for (int64_t i = 0; i < m * lda; i++)
+            a[i] = (uint8_t)next();
+        for (int64_t i = 0; i < n * k; i++)
+            b[i] = (int8_t)(next() % 255 - 127);
+        for (int64_t i = 0; i < m * n + 2; i++)
+            want[i] = got[i] = (int32_t)next();
+        bool add = round % 2;
+        gemm_s8_kernels_ref.product(m, n, k, a, lda, b, want + 1, n, add);
+        gemm_s8_kernels_avx512.product(m, n, k, a, lda, b, got + 1, n, add);
+        CHECK(!memcmp(want, got, (size_t)(m * n + 2) * 4));
+        free(a);
+        free(b);
+        free(want);
+        free(got);
+    }
+}
+
+static void rows(void) {
+    if (mel_cpu_isa() != MEL_ISA_AVX512_BF16) return;
+    for (int n = 0; n < 150; n++) {
+        float x[160], y[160], z[160], scales[160], bias[160];
+        uint8_t p[160], q[160];
+        int32_t c[160], sums[160];
+        for (int i = 0; i < 160; i++) {
+            x[i] = (float)((int)(next() % 2001) - 1000) / 77.0f;
+            p[i] = q[i] = (uint8_t)next();
+            c[i] = (int32_t)next() - (1 << 23);
+            sums[i] = (int32_t)(next() % 20000) - 10000;
+            scales[i] = 0.001f + (float)(next() % 1000) / 1e5f;
+            bias[i] = x[i];
+            y[i] = z[i] = -1;
+        }
+        if (n == 7) memset(x, 0, sizeof x);
+        CHECK(gemm_s8_kernels_ref.quantize(x, n, p) == gemm_s8_kernels_avx512.quantize(x, n, q));
+        CHECK(!memcmp(p, q, sizeof p));
+        gemm_s8_kernels_ref.finish(c, n, sums, 0.7f, scales, n % 2 ? bias : NULL, y);
+        gemm_s8_kernels_avx512.finish(c, n, sums, 0.7f, scales, n % 2 ? bias : NULL, z);
+        for (int i = 0; i < 160; i++)
+            CHECK_NEAR(y[i], z[i], 1e-5 * fabs(y[i]) + 1e-6);
+    }
+}
+
+static void speed(void) {
+    if (mel_cpu_isa() != MEL_ISA_AVX512_BF16) return;
+    enum {
+        M = 192,
+        N = 256,
+        K = 1536
+    };
+    uint8_t *a = calloc(M * K, 1);
+    int8_t *b = calloc(N * K, 1);
+    int32_t *c = calloc(M * N, 4);
+    double best = 1e9;
+    for (int i = 0; i < 5; i++) {
+        double t = mel_seconds();
+        gemm_s8_kernels_avx512.product(M, N, K, a, K, b, c, N, false);
+        t = mel_seconds() - t;
+        best = t < best ? t : best;
+    }
+    printf("product %dx%dx%d: %.0f GOP/s on one core\n", M, N, K, 2.0 * M * N * K / best / 1e9);
+    free(a);
+    free(b);
+    free(c);
+}
+
+int main(void) {
+    RUN(products);
+    RUN(rows);
+    RUN(speed);
+    return CHECK_DONE();
+}
