@@ -95,6 +95,19 @@ function Job:shape(model, p)
   return shape
 end
 
+-- LoRAs of a prompt: they hold for all that the job samples. The same one with the same strength counts once.
+function Job:add_loras(loras)
+  local same = require("melies.json").encode
+  for _, lora in ipairs(loras) do
+    local file, message = require("melies.lora").find(lora.name)
+    local entry, known = { file = self:check(file, message), strength = lora.strength }, false
+    for _, other in ipairs(self.loras) do
+      known = known or other.file == file and same { other.strength } == same { lora.strength }
+    end
+    if not known then self.loras[#self.loras + 1] = entry end
+  end
+end
+
 -- A prompt with its marks (docs/prompts.md) as the model's text: rows, or what changes from step to step. p.truncate
 -- cuts one that is too long; otherwise it is a failure. opts.negative: AND is a word.
 function Job:encode(model, prompt, opts)
@@ -102,6 +115,7 @@ function Job:encode(model, prompt, opts)
   local parsed = require("melies.prompt").parse(prompt, { style = p.prompt_style, seed = self.seed,
     wildcards = p.wildcards, negative = opts and opts.negative })
   for _, warning in ipairs(parsed.warnings) do self:notice("prompt: %s", warning) end
+  self:add_loras(parsed.loras)
   local text, message = model:encode(parsed, { truncate = p.truncate, steps = p.steps })
   self:check(text, message)
   if message then self:notice("%s", message) end
@@ -123,6 +137,20 @@ local function made_of_values(make, ...)
   recipe.fail((result:gsub("^[^\n]-%.lua:%d+: ", "")), recipe.USAGE)
 end
 
+-- Gives the model the LoRAs of --lora and of the prompts that were encoded, and no others. Whoever samples without
+-- job:guide and job:sample calls it first.
+function Job:apply_loras(model)
+  if not model.set_loras then
+    if #self.loras > 0 then recipe.fail(("%s takes no LoRAs"):format(model.name or "the model")) end
+    return
+  end
+  local applied, message = model:set_loras(self.loras)
+  self:check(applied, message)
+  if applied == self.applied then return end
+  self.applied = applied
+  for _, notice in ipairs(applied.notices) do self:notice("%s", notice) end
+end
+
 -- Descending sigmas of p.schedule, p.steps, p.shift and --schedule.* ; the last is 0.
 function Job:sigmas(model, p)
   p = p or self.params
@@ -135,6 +163,7 @@ end
 
 -- denoise(x, sigma) of p.guide, p.guidance and --guide.* over the texts of opts: text=, negative=.
 function Job:guide(model, opts)
+  self:apply_loras(model)
   local p = self.params
   local params = self:plugin_params("guide")
   for key, value in pairs(opts) do params[key] = value end
@@ -156,7 +185,12 @@ function Job:sample(sampler, denoise, x, sigmas, opts)
   local params = opts.params or (sampler == self.params.sampler and self:plugin_params("sampler")) or {}
   local model = opts.model or self.model
   local stage = self:progress(opts.label or "sampling", #sigmas - 1)
-  if #self.followers > 0 then denoise = require("melies.prompt").follow(denoise, sigmas, self.followers) end
+  local followers = { unpack(self.followers) }
+  if model then
+    self:apply_loras(model)
+    if self.applied and self.applied.varies then followers[#followers + 1] = self.applied end
+  end
+  if #followers > 0 then denoise = require("melies.prompt").follow(denoise, sigmas, followers) end
   return require("melies.sampling").run(sampler, denoise, x, sigmas, {
     params = params, seed = opts.seed or self.seed, stream = opts.stream,
     space = opts.space or (model and model.space) or "flow",
@@ -252,7 +286,8 @@ function M.new(plugin, values, opts)
   local params = {}
   for key, value in pairs(values) do params[key] = value end
   local job = setmetatable({
-    recipe = plugin, params = params, opts = opts, notices = {}, writers = {}, followers = {},
+    recipe = plugin, params = params, opts = opts, notices = {}, writers = {},
+    followers = {}, loras = { unpack(values.lora or {}) },
     seed = opts.seed or params.seed or 0,
     output = opts.output or params.output,
     make_stage = factory_of(opts.progress),

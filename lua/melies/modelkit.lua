@@ -94,17 +94,22 @@ function Reader:take_f32(name, shape)
   return self:take(name, shape):to("f32")
 end
 
--- A linear layer from name.weight [outputs, inputs] and, unless bias is false, name.bias [outputs].
+-- A linear layer from name.weight [outputs, inputs] and, unless bias is false, name.bias [outputs]. Weights may have
+-- adapters(name, options): what the layer adds to its product (melies.lora).
 function Reader:linear(name, outputs, inputs, options)
   options = options or {}
   local weight
+  local adapters = self.file and rawget(self.file, "adapters")
+  adapters = adapters and adapters(self:key(name .. ".weight"), options)
   if self.file and self.file.matrix then -- read by rows: a quantised weight is never whole in memory
     weight = self.file:matrix(self:claim(name .. ".weight", { outputs, inputs }))
   else
     weight = self:take(name .. ".weight", { outputs, inputs })
   end
   local bias = options.bias ~= false and self:take(name .. ".bias", { outputs }) or nil
-  return melies.nn.linear(weight, bias, { compute = options.compute, lazy = options.lazy })
+  local layer = melies.nn.linear(weight, bias, { compute = options.compute, lazy = options.lazy })
+  layer.adapters = adapters
+  return layer
 end
 
 -- A convolution from name.weight (its whole shape) and name.bias where the file has one.

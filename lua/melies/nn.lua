@@ -33,8 +33,24 @@ end
 
 local Linear = { free = free_with(function(h) C.mel_linear_free(h) end) }
 Linear.__index = Linear
--- layer(x [..., K], {act=, dtype=}) -> [..., N]
-Linear.__call = run_with(function(...) return C.mel_linear_run(...) end, "linear")
+local run_linear = run_with(function(...) return C.mel_linear_run(...) end, "linear")
+-- layer(x [..., K], {act=, dtype=}) -> [..., N]. layer.adapters: functions of x that give what is added to the product
+-- before the activation, float32 [..., N] or [N], or nil for nothing.
+function Linear.__call(self, x, options)
+  local adapters, sum = self.adapters, nil
+  for i = 1, adapters and #adapters or 0 do
+    local more = adapters[i](x)
+    if more then
+      sum = sum or run_linear(self, x, { dtype = "f32" })
+      sum:add_(more)
+    end
+  end
+  if not sum then return run_linear(self, x, options) end
+  if not options then return sum:to(x.dtype) end
+  lib.check_options("linear", options, run_options)
+  if options.act and options.act ~= "none" then sum = sum[options.act](sum) end
+  return sum:to(options.dtype or x.dtype)
+end
 
 local linear_options = { compute = true, lazy = true }
 -- nn.linear(weight [N, K], bias [N] or nil, {compute = melies.compute(), lazy = false}). weight: a tensor, or a source

@@ -6,6 +6,7 @@
 --
 --   model:encode(prompt, { truncate= })      -> text [L, D] | nil, message    (text, notice where it was cut)
 --                                               prompt: words as they are, or what prompt.parse gave
+--   model:set_loras(list)                    -> applied | nil, message   (docs/lora.md)
 --   model:latent_shape{ frames, height, width } -> { C, T, H, W } | nil, message
 --   model:frame_count(T)                     -> frames of T latent frames
 --   model:predict(x, sigma, texts)           -> { raw prediction [C, T, H, W] for each text }, one forward
@@ -92,6 +93,7 @@ local function load_parts(model, folder, config)
     local ok, net = pcall(module.load, weights, settings)
     if not ok then return nil, ("%s: %s: %s"):format(folder, part, tostring(net)) end
     model[part] = net
+    model.sources[part] = { module = module, weights = weights, settings = settings }
   end
   for _, pair in ipairs {
     { "dit", model.dit.out_channels, "autoencoder", model.autoencoder.latent_channels, "latent channels" },
@@ -131,7 +133,7 @@ function M.load(name)
   local config
   config, message = json.read(folder .. "/config.json")
   if type(config) ~= "table" then return nil, message or folder .. "/config.json: it should hold an object" end
-  local model = setmetatable({ name = folder:match("([^/]+)$"), folder = folder, config = config }, Model)
+  local model = setmetatable({ name = folder:match("([^/]+)$"), folder = folder, config = config, sources = {} }, Model)
   local ok
   ok, message = load_parts(model, folder, config)
   if not ok then return nil, message end
@@ -180,6 +182,43 @@ function Model:encode(prompt, opts)
   local ids, message = self:tokens(prompt, opts)
   if not ids then return nil, message end
   return self.text_encoder:encode(ids), message
+end
+
+-- ---- LoRAs -----------------------------------------------------------------------------------------
+
+local function lora_key(list)
+  local out = {}
+  for i, item in ipairs(list) do
+    local lora, strength = item[1] or item.file, item[2] or item.strength or 1
+    out[i] = (type(lora) == "table" and lora.path or tostring(lora)) .. "\0" .. json.encode(strength)
+  end
+  return table.concat(out, "\1")
+end
+
+local no_loras = { matched = 0, unmatched = {}, notices = {}, varies = false, seek = function() end }
+
+-- The LoRAs of the transformer, as lora.apply takes them; nil or {} for none. Where they are others than now, the
+-- transformer is read from its file again, so that nothing stays of those before. Gives what lora.apply says of them,
+-- or
+-- nil and a message; the model is then as it was, or without LoRAs where the fault shows only in loading.
+function Model:set_loras(list)
+  list = list or {}
+  local key = lora_key(list)
+  if key == (self.lora_key or "") then return self.loras or no_loras end
+  local source, applied = self.sources.dit, no_loras
+  local weights = source.weights
+  if #list > 0 then
+    weights, applied = require("melies.lora").apply(weights, list)
+    if not weights then return nil, applied end
+  end
+  self.dit, self.last_texts, self.last_context = nil, nil, nil
+  collectgarbage()
+  collectgarbage() -- finalizers queued by the first run at their end
+  local ok, net = pcall(source.module.load, weights, source.settings)
+  self.dit = ok and net or source.module.load(source.weights, source.settings)
+  self.lora_key, self.loras = ok and key or "", ok and applied or no_loras
+  if not ok then return nil, tostring(net) end
+  return applied
 end
 
 -- ---- sizes -----------------------------------------------------------------------------------------

@@ -27,9 +27,9 @@ M.styles = { "comfyui", "a1111", "plain" }
 local NUMBER = [[[+-]?(?:\d+\.?\d*|\.\d+)]]
 local scanner = regex.new([=[
   (\\(?:AND\b|BREAK\b|[()\[\]<>|:,_\\]))                             # 1 escape
-  |(\s*<(?:lora|lyco):([^:<>]+)(?::([^<>]*))?>)                      # 2 LoRA: 3 name, 4 strength
+  |(<(?:lora|lyco):([^:<>]+)(?::([^<>]*))?>)                      # 2 LoRA: 3 name, 4 strength
   |(\(\s*at\s+(\d+\.?\d*|\.\d+)\s*(?:s|secs?|seconds?)?\s*:\s*)      # 5 timed text: 6 seconds
-  |(\s*\[(/[^\[\]]*)\]\s*)                                           # 7 directive: 8 its text
+  |(\[(/[^\[\]]*)\])                                                 # 7 directive: 8 its text
   |(<(wildcard|random|alternate|alt|fromto)(?:\[([^\]<>]*)\])?:)     # 9 tag: 10 name, 11 argument
   |(__([A-Za-z0-9][\w./-]*?)__)                                      # 12 wildcard: 13 name
   |(\s*\bBREAK\b\s*)                                                 # 14

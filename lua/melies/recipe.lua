@@ -107,6 +107,18 @@ function types.file(value)
 end
 types.image, types.video = types.file, types.file
 
+-- Words as lora.argument reads them, one or a list (a flag that is given several times).
+function types.loras(value)
+  local out = {}
+  for i, item in ipairs(type(value) == "table" and not value.file and value or { value }) do
+    local entry, why = item, "a LoRA's file and its strength, FILE:0.8"
+    if type(item) == "string" then entry, why = require("melies.lora").argument(item) end
+    if type(entry) ~= "table" or type(entry.file) ~= "string" then return nil, why end
+    out[i] = entry
+  end
+  return out
+end
+
 for kind in pairs(plugin_kinds) do
   types[kind] = function(value)
     if type(value) == "table" and value.kind == kind then return value end -- an inline plugin, from Lua
@@ -216,6 +228,7 @@ function M.generation(own)
     truncate = { "boolean", default = false, help = "cut a prompt that is longer than the model takes" },
     prompt_style = { "enum", choices = { "comfyui", "a1111", "plain" }, default = "comfyui",
       help = "how weights act on the text; plain: brackets are letters" },
+    lora = { "loras", repeatable = true, help = "a LoRA's file or name and its strength; may be given several times" },
     wildcards = { "string", help = "folder of NAME.txt, for __NAME__ in a prompt" },
     quality = { "number", min = 1, max = 100, help = "quality of the output file; each format has its own default" },
     bitrate = { "integer", min = 1000, max = 1e9, help = "bits a second of the output, in place of quality" },
@@ -231,7 +244,7 @@ M.generation_order = { "prompt", "negative", "model", "frames", "seconds", "size
 local metavar = {
   string = "TEXT", text = "TEXT", integer = "N", number = "X", file = "FILE", image = "IMAGE", video = "VIDEO",
   model = "MODEL", sampler = "NAME", schedule = "NAME", guide = "NAME", size = "WxH", seconds = "SECONDS",
-  output = "FILE", list = "A,B,...",
+  output = "FILE", list = "A,B,...", loras = "FILE:X",
 }
 
 local function default_text(spec)
@@ -347,6 +360,13 @@ local function check(plugin, given)
       if not ok then return nil, ("%s: %s: %s"):format(plugin.name, name, message), M.FAILED end
     end
   end
+  for name, spec in pairs(all) do
+    for i, entry in ipairs(spec[1] == "loras" and values[name] or {}) do
+      local path, message = require("melies.lora").find(entry.file)
+      if not path then return nil, ("%s: %s: %s"):format(plugin.name, name, message), M.FAILED end
+      values[name][i] = { file = path, strength = entry.strength }
+    end
+  end
   return values
 end
 
@@ -381,7 +401,8 @@ local function words(plugin, argv)
     if not spec and not (head and all[head] and plugin_kinds[all[head][1]]) then
       return nil, ("%s: unknown parameter '%s'%s"):format(plugin.name, cut(word:match("^[^=]+")), lib.suggest(name, names))
     end
-    if given[name] ~= nil then return nil, ("%s: %s is given twice"):format(plugin.name, name) end
+    local repeats = spec and spec.repeatable
+    if given[name] ~= nil and not repeats then return nil, ("%s: %s is given twice"):format(plugin.name, name) end
     if not value and spec and spec[1] == "boolean" then
       local follows = argv[i + 1]
       if follows and truths[follows:lower()] ~= nil then value, i = follows, i + 1 else value = "yes" end
@@ -390,7 +411,12 @@ local function words(plugin, argv)
       value = argv[i]
       if not value then return nil, ("%s: %s wants a value"):format(plugin.name, name) end
     end
-    given[name] = value
+    if repeats then
+      given[name] = given[name] or {}
+      table.insert(given[name], value)
+    else
+      given[name] = value
+    end
     i = i + 1
   end
   return given

@@ -141,7 +141,8 @@ t.test("wildcards", function()
   end
   for _, want in ipairs { "a red red", "a red blue", "a blue red", "a blue blue" } do t.ok(seen[want], want) end
   t.ok(({ ["a |red*1.2| ball"] = true, ["a |blue*1.2| ball"] = true })[said("a __thing__", 1, 1, opts)])
-  for _, case in ipairs { { "__none__", "none" }, { "<wildcard:../colour>", "not a name" }, { "__empty__", "no lines" } } do
+  for _, case in ipairs { { "__none__", "none" }, { "<wildcard:../colour>", "not a name" }, { "__empty__",
+    "no lines" } } do
     local p = prompt.parse(case[1], opts)
     t.eq(said(p), case[1]) t.ok(p.warnings[1]:find(case[2], 1, true), p.warnings[1])
   end
@@ -180,8 +181,10 @@ t.test("equal keys are equal conditions", function()
 end)
 
 t.test("random strings of marks never fail and always end", function()
-  local words = { "(", ")", "[", "]", "|", ":", ",", "<", ">", "\\", "__", "AND", "BREAK", "0.5", ":1.2)", ":3]", "a", " ",
-    "\n", "\0", "<random:", "<alternate:", "<fromto[0.5]:", "<fromto[x]:", "<lora:", "<lora:n:1@2>", "<wildcard:", "(at 2 seconds:",
+  local words = { "(", ")", "[", "]", "|", ":", ",", "<", ">",
+    "\\", "__", "AND", "BREAK", "0.5", ":1.2)", ":3]", "a", " ",
+    "\n", "\0", "<random:", "<alternate:", "<fromto[0.5]:", "<fromto[x]:", "<lora:", "<lora:n:1@2>", "<wildcard:",
+      "(at 2 seconds:",
     "[/duration=5s]",
     "[/", "\xff", "\xe4\xbd", "__w__", "é" }
   local state = 12345
@@ -238,7 +241,8 @@ t.test("tokens and spans", function()
   t.eq(weights { span "a b", span("all", 2) }, "_a=1 _b=1 all=2 end=1")
   -- Every tokenizer of the fixtures: as many weights as tokens, those of the first word and the last as they should be.
   for _, files in ipairs { { "tok_spm_unigram_bytefallback.model" }, { "tok_spm_unigram_unk.model" },
-    { "tok_hf_unigram.tokenizer.json" }, { "tok_spm_bpe_identity.model" }, { "tok_clip_vocab.json", "tok_clip_merges.txt" } } do
+    { "tok_hf_unigram.tokenizer.json" }, { "tok_spm_bpe_identity.model" }, { "tok_clip_vocab.json",
+      "tok_clip_merges.txt" } } do
     local folder = os.getenv "MELIES_ROOT" .. "/tests/golden/"
     local tok = assert(melies.tokenizer.load(folder .. files[1], files[2] and folder .. files[2]))
     for _, middle in ipairs { "red", "球 é", "x, y" } do
