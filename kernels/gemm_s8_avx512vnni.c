@@ -2,6 +2,8 @@
 
 #include <immintrin.h>
 
+typedef int32_t __attribute__((aligned(1), may_alias)) four_bytes;
+
 enum {
     ROWS = 6,
     COLUMNS = 4
@@ -23,7 +25,7 @@ static inline __attribute__((always_inline)) void tile(
             column[v] = _mm512_loadu_si512(b + (t * COLUMNS + v) * 64);
 #pragma GCC unroll 6
         for (int r = 0; r < rows; r++) {
-            __m512i x = _mm512_set1_epi32(*(const int32_t *)(const void *)(a + r * lda + t * 4));
+            __m512i x = _mm512_set1_epi32(*(const four_bytes *)(a + r * lda + t * 4));
 #pragma GCC unroll 4
             for (int v = 0; v < COLUMNS; v++)
                 acc[r][v] = _mm512_dpbusd_epi32(acc[r][v], x, column[v]);

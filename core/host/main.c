@@ -77,8 +77,16 @@ static int finish_output(int code) {
     return code == 0 ? 1 : code;
 }
 
+// OpenMP reads its settings when it is loaded, before main: threads that wait by spinning cost a busy machine far more
+// than they save an idle one, so the program starts itself again with the other policy, once.
+static void wait_politely(char **argv) {
+    if (getenv("OMP_WAIT_POLICY") || getenv("GOMP_SPINCOUNT") || !argv[0]) return;
+    if (setenv("OMP_WAIT_POLICY", "passive", 1) == 0) execv("/proc/self/exe", argv);
+}
+
 int main(int argc, char **argv) {
     static host_paths paths;
+    wait_politely(argv);
     static char *none[] = {NULL, NULL};
     char message[2 * HOST_PATH_MAX];
     if (!host_find_paths(&paths, message, sizeof message)) {

@@ -253,12 +253,14 @@ mel_status mel_attention(const mel_tensor *q, const mel_tensor *k, const mel_ten
     const mel_tensor *bias, const mel_tensor *key_bias, bool causal, mel_dtype dtype, mel_tensor **out,
     mel_error *err) {
     mel_dtype dst;
+    MEL_SPAN("attention");
     mel_status s = mel_check_cancel(err);
     if (!s) s = mel_out_dtype(q, dtype, "attention", &dst, err);
     if (!s) s = mel_need_float(k, "attention", err);
     if (!s) s = mel_need_float(v, "attention", err);
     if (!s) s = check(q, k, v, bias, key_bias, err);
     if (s) return s;
+    MEL_FLOP(4.0 * (double)mel_tensor_numel(q) * (double)k->shape[1]);
     mel_tensor *mine[5] = {NULL}, *y = NULL;
     const mel_tensor *given[5] = {q, k, v, bias, key_bias};
     for (int i = 0; i < 5 && !s; i++)

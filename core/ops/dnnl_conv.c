@@ -165,6 +165,7 @@ mel_status mel_conv_run(
     char shape[128], wshape[128];
     mel_dtype dst;
     const int sp = layer->base.nspatial;
+    MEL_SPAN("conv");
     mel_status s = mel_check_cancel(err);
     if (!s) s = mel_out_dtype(x, dtype, "conv", &dst, err);
     if (s) return s;
@@ -187,6 +188,10 @@ mel_status mel_conv_run(
                 mel_tensor_shape_text(layer->weights, wshape, sizeof wshape));
         spec.out[i] = out_shape[1 + i] = room / spec.stride[i] + 1;
     }
+    double flop = 2.0 * (double)spec.n * (double)spec.oc * (double)(spec.ic / spec.groups);
+    for (int i = 0; i < sp; i++)
+        flop *= (double)(spec.out[i] * spec.kernel[i]);
+    MEL_FLOP(flop);
     out_shape[sp + 1] = spec.oc;
     mel_dtype run = dst == MEL_F16 || (dst == MEL_BF16 && spec.src == MEL_F32) ? MEL_F32 : dst;
     spec.dst = run;

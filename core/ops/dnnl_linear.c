@@ -237,6 +237,7 @@ mel_status mel_linear_run(
     mel_linear *layer, const mel_tensor *x, mel_act act, mel_dtype dtype, mel_tensor **out, mel_error *err) {
     char shape[128];
     mel_dtype dst;
+    MEL_SPAN(layer->s8 ? "linear s8" : layer->source ? "linear lazy" : "linear");
     mel_status s = mel_check_cancel(err);
     if (!s) s = mel_out_dtype(x, dtype, "linear", &dst, err);
     if (s) return s;
@@ -246,6 +247,7 @@ mel_status mel_linear_run(
     if ((unsigned)act > MEL_ACT_SIGMOID) return mel_fail(err, MEL_EINVAL, "linear: unknown activation %d", (int)act);
     int64_t out_shape[MEL_MAX_DIMS], m = mel_tensor_numel(x) / layer->k;
     memcpy(out_shape, x->shape, sizeof out_shape);
+    MEL_FLOP(2.0 * (double)m * (double)layer->n * (double)layer->k);
     out_shape[x->ndim - 1] = layer->n;
     mel_dtype run = dst == MEL_F16 || (dst == MEL_BF16 && layer->compute == MEL_F32) ? MEL_F32 : dst;
     mel_tensor *src = NULL, *y = NULL;
@@ -308,6 +310,7 @@ mel_status mel_matmul(const mel_tensor *a, const mel_tensor *b, bool transpose_b
     mel_tensor **out, mel_error *err) {
     char sa[128], sb[128];
     mel_dtype dst;
+    MEL_SPAN("matmul");
     mel_status s = mel_check_cancel(err);
     if (!s) s = mel_need_float(b, "matmul", err);
     if (!s) s = mel_out_dtype(a, dtype, "matmul", &dst, err);
@@ -332,6 +335,7 @@ mel_status mel_matmul(const mel_tensor *a, const mel_tensor *b, bool transpose_b
     if (!fits)
         return mel_fail(err, MEL_EINVAL, "matmul: %s times %s%s does not fit", mel_tensor_shape_text(a, sa, sizeof sa),
             mel_tensor_shape_text(b, sb, sizeof sb), transpose_b ? " transposed" : "");
+    MEL_FLOP(2.0 * (double)batch * (double)m * (double)n * (double)k);
     shape[nbatch] = m;
     shape[nbatch + 1] = n;
     // bf16 work where both are stored so; otherwise f32.

@@ -68,6 +68,7 @@ static void map_chunk(const map_job *job, float *x, int64_t n) {
 
 static mel_status map(
     const mel_tensor *x, const map_job *job, mel_dtype dtype, const char *what, mel_tensor **out, mel_error *err) {
+    MEL_SPAN(what);
     mel_dtype dst;
     mel_tensor *src = NULL, *y = NULL;
     mel_status s = mel_out_dtype(x, dtype, what, &dst, err);
@@ -137,6 +138,7 @@ static int64_t piece_of(const mel_walk *w) {
 }
 
 mel_status mel_binary(mel_binary_op op, const mel_tensor *a, const mel_tensor *b, mel_tensor **out, mel_error *err) {
+    MEL_SPAN("arithmetic");
     if ((unsigned)op > MEL_POW) return mel_fail(err, MEL_EINVAL, "arithmetic: unknown operation %d", (int)op);
     mel_status s = mel_need_float(a, "arithmetic", err);
     if (!s) s = mel_need_float(b, "arithmetic", err);
@@ -175,6 +177,7 @@ mel_status mel_binary(mel_binary_op op, const mel_tensor *a, const mel_tensor *b
 }
 
 mel_status mel_add_inplace(mel_tensor *y, double alpha, const mel_tensor *x, const mel_tensor *gate, mel_error *err) {
+    MEL_SPAN("add in place");
     char sy[128], sx[128];
     mel_status s = mel_need_float(y, "add in place", err);
     if (!s) s = mel_need_float(x, "add in place", err);
@@ -278,6 +281,7 @@ static double chunk_nonfinite(const float *a, const float *b, int64_t n) {
 
 static mel_status over_all(
     const mel_tensor *a, const mel_tensor *b, chunk_fn fn, int combine, double *out, mel_error *err) {
+    MEL_SPAN("reduce all");
     mel_tensor *da = NULL, *db = NULL;
     mel_status s = mel_tensor_contiguous(a, &da, err);
     if (!s && b) s = mel_tensor_contiguous(b, &db, err);

@@ -6,6 +6,7 @@
 
 mel_status mel_reduce(
     mel_reduce_op op, const mel_tensor *x, int axis, bool keep_dim, mel_tensor **out, mel_error *err) {
+    MEL_SPAN("reduce");
     int a;
     if ((unsigned)op > MEL_SUMSQ) return mel_fail(err, MEL_EINVAL, "reduce: unknown operation %d", (int)op);
     mel_status s = mel_need_float(x, "reduce", err);
@@ -79,6 +80,7 @@ mel_status mel_reduce(
 }
 
 mel_status mel_concat(int count, const mel_tensor *const *parts, int axis, mel_tensor **out, mel_error *err) {
+    MEL_SPAN("concat");
     if (count < 1) return mel_fail(err, MEL_EINVAL, "concat: no parts");
     const mel_tensor *first = parts[0];
     int a;
@@ -118,6 +120,7 @@ mel_status mel_concat(int count, const mel_tensor *const *parts, int axis, mel_t
 
 mel_status mel_pad(const mel_tensor *x, int axis, int64_t before, int64_t after, double value, bool edge,
     mel_tensor **out, mel_error *err) {
+    MEL_SPAN("pad");
     int a;
     mel_status s = mel_axis(x, axis, "pad", &a, err);
     if (s) return s;
@@ -158,6 +161,7 @@ mel_status mel_pad(const mel_tensor *x, int axis, int64_t before, int64_t after,
 
 mel_status mel_gather(
     const mel_tensor *table, const mel_tensor *ids, mel_dtype dtype, mel_tensor **out, mel_error *err) {
+    MEL_SPAN("gather");
     char sa[128], sb[128];
     if (table->ndim < 1 || ids->ndim + table->ndim - 1 > MEL_MAX_DIMS ||
         (ids->dtype != MEL_I64 && ids->dtype != MEL_S32))

@@ -22,6 +22,7 @@ static mel_status norm(const norm_job *job, mel_tensor **out, mel_error *err) {
     const mel_tensor *x = job->x;
     char sx[128], st[128];
     mel_dtype dst;
+    MEL_SPAN(job->what);
     mel_status s = mel_check_cancel(err);
     if (!s) s = mel_out_dtype(x, job->dtype, job->what, &dst, err);
     if (s) return s;
@@ -113,6 +114,7 @@ mel_status mel_group_norm(const mel_tensor *x, int groups, const mel_tensor *wei
     mel_act act, mel_dtype dtype, mel_tensor **out, mel_error *err) {
     char sx[128];
     mel_dtype dst;
+    MEL_SPAN("group_norm");
     mel_status s = mel_check_cancel(err);
     if (!s) s = mel_out_dtype(x, dtype, "group_norm", &dst, err);
     if (s) return s;
@@ -167,6 +169,7 @@ mel_status mel_rope(const mel_tensor *x, const mel_tensor *cos_table, const mel_
     mel_dtype dtype, mel_tensor **out, mel_error *err) {
     char sx[128], sc[128], ss[128];
     mel_dtype dst;
+    MEL_SPAN("rope");
     mel_status s = mel_check_cancel(err);
     if (!s) s = mel_out_dtype(x, dtype, "rope", &dst, err);
     if (s) return s;

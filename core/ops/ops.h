@@ -2,6 +2,7 @@
 #ifndef MELIES_CORE_OPS_H
 #define MELIES_CORE_OPS_H
 
+#include "base/span.h"
 #include "tensor/rows.h"
 #include <melies/ops.h>
 

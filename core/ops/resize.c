@@ -75,6 +75,7 @@ mel_status mel_resize(const mel_tensor *x, int axis, int64_t size, mel_resize_mo
     mel_tensor **out, mel_error *err) {
     int a;
     char sx[128];
+    MEL_SPAN("resize");
     mel_status s = mel_check_cancel(err);
     if (!s) s = mel_axis(x, axis, "resize", &a, err);
     if (s) return s;

@@ -1,4 +1,5 @@
 // Dispatch of the row kernels, strided walks, copies and casts.
+#include "base/span.h"
 #include "tensor/rows.h"
 
 #include <math.h>
@@ -145,6 +146,7 @@ static void cast_row(const mel_tensor *dst, char *d, int64_t step_dst, const mel
 }
 
 mel_status mel_tensor_copy(mel_tensor *dst, const mel_tensor *src, mel_error *err) {
+    MEL_SPAN(dst->dtype == src->dtype ? "copy" : "cast");
     char a[128], b[128];
     if (!dst->writable) return mel_fail(err, MEL_EINVAL, "copy: the destination is read-only");
     mel_walk w;

@@ -51,10 +51,12 @@ local options = {
     end
     s.compute = v
   end, "f32 or bf16: how matrices are multiplied (default: bf16 where the processor has it)" },
+  profile = { "FILE", function(s, v) s.profile = v end,
+    "print where the time of a run went, and write a trace for Chrome or Perfetto to FILE (.json)" },
   quiet = { nil, function(s) s.quiet = true end, "no progress and no news, only warnings and errors" },
   debug = { nil, function(s) s.debug = true end, "tracebacks with errors" },
 }
-local option_order = { "plugin-path", "threads", "memory", "compute", "quiet", "debug" }
+local option_order = { "plugin-path", "threads", "memory", "compute", "profile", "quiet", "debug" }
 local shorts = { ["-q"] = "--quiet" }
 
 -- Takes the global option at words[i] into settings. The index after it, or nil where it is none.
@@ -191,7 +193,15 @@ commands.run = { "run RECIPE [--NAME VALUE...]", "run a recipe: a name (melies l
     if not values and code == OK then out(message) return OK end
     if not values then stop(code, "%s", message) end
     local result
+    if settings.profile then require("melies.profile").start() end
     result, message, code = recipe.run(plugin, values, { progress = not settings.quiet })
+    if settings.profile then
+      local profile = require "melies.profile"
+      local spans = profile.stop()
+      log.say("%s", profile.report(spans))
+      local written, problem = profile.trace(spans, settings.profile)
+      if not written then log.warn("%s", problem) end
+    end
     if result == nil and (message or code) then
       if code == INTERRUPTED then stop(INTERRUPTED, "interrupted") end
       stop(code or FAILED, "%s", message)

@@ -25,9 +25,17 @@ end
 -- A stage of `total` steps: stage:step(i, note), stage:finish(). Raises where the job was canceled.
 function Job:progress(label, total)
   self:check_cancel()
-  if self.stage then self.stage:finish() end
+  self:end_stage()
+  self.stage_label, self.stage_start = label, lib.C.mel_seconds()
   self.stage = self.make_stage { label = label, total = total or 1 }
   return self.stage
+end
+
+function Job:end_stage()
+  if not self.stage then return end
+  self.stage:finish()
+  self.stage = nil
+  if lib.C.mel_profile_on() then require("melies.profile").stage(self.stage_label, self.stage_start) end
 end
 
 -- One line for the user that is no error: a rounded length.
@@ -304,11 +312,11 @@ end
 
 -- Called by the runner: ends bars, drops unfinished writers, frees what the job made but for `result`.
 function Job:finish(ok)
-  if self.stage then self.stage:finish() end
+  self:end_stage()
   for _, writer in ipairs(self.writers) do
     if not ok and writer.abort then writer:abort() end
   end
-  self.stage, self.model, self.writers = nil, nil, {}
+  self.model, self.writers = nil, {}
   collectgarbage()
   collectgarbage()
 end
