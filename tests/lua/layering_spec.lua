@@ -28,7 +28,7 @@ local function set(names)
 end
 
 -- The folder a public header belongs to.
-local home = { base = "base", tensor = "tensor", ops = "ops", sample = "sample", weights = "weights", hash = "media", json = "text",
+local home = { base = "base", profile = "base", tensor = "tensor", ops = "ops", sample = "sample", weights = "weights", hash = "media", json = "text",
   regex = "text", text = "text", media = "media" }
 -- What the files of a folder may include of ours. kernels see nothing but each other.
 local sees = {
