@@ -7,13 +7,15 @@
 --
 -- What apply gives is used like the weights it was made of, by any model. mode: "merged" gives changed tensors;
 -- "beside" leaves matrices as they are and hands each linear layer what to add to its result (y + s up(down(x)));
--- "auto" takes "beside" where the stored matrix is quantised, where it is read from the file at each call, and where a
--- strength varies over the steps. applied: matched, unmatched (keys of the files), notices, varies, seek(step, steps),
--- set(i, strength) (for what is beside). The file itself is never changed: without LoRAs the model is as it was.
--- A strength is a number, or what prompt.strength reads: "0.8@0.2-0.7".
+-- "auto" takes "beside" where the stored matrix is quantised, where it is read from the file at each call, and where
+-- a strength varies over the steps. applied: matched, unmatched (keys of the files), notices, varies, seek(step,
+-- steps), set(i, strength) (for what is beside). The file itself is never changed: without LoRAs the model is as it
+-- was. A strength is a number, or what prompt.strength reads: "0.8@0.2-0.7". weights may be { high =, low = }, as
+-- wan_experts takes them.
 --
 -- Formats, from the code that reads them elsewhere (facts only): kohya-ss/sd-scripts and LyCORIS (lora_down, lora_up,
--- lora_mid, alpha, hada_*, lokr_*, dora_scale), huggingface/peft (lora_A, lora_B), diffusers, ComfyUI (.diff, .diff_b).
+-- lora_mid, alpha, hada_*, lokr_*, dora_scale), huggingface/peft (lora_A, lora_B), diffusers, ComfyUI (.diff,
+-- .diff_b).
 local lib = require "melies.ffi.lib"
 local prompt = require "melies.prompt"
 local tensor = require "melies.tensor"
@@ -73,8 +75,7 @@ local Lora = {}
 Lora.__index = Lora
 
 -- Bytes of the file's tensors; the kind is "mixed" where there are several; rank and alpha are those of the first
--- target
--- that has them.
+-- target that has them.
 function M.load(path)
   if type(path) ~= "string" then error("lora.load: a path is a string, not " .. type(path), 2) end
   local weights, message = require("melies.weights").open(path)
@@ -118,10 +119,20 @@ end
 
 -- ---- strengths --------------------------------------------------------------------------------------
 
-local function is_varying(strength) return type(strength) == "table" end
+-- Strengths of phases differ between experts, each of which may vary or not.
+local function is_varying(strength)
+  if type(strength) == "string" then strength = prompt.strength(strength) end
+  if type(strength) ~= "table" then return false end
+  if not strength.phases then return true end
+  for _, phase in ipairs(strength.phases) do
+    if type(phase) == "table" then return true end
+  end
+  return false
+end
 
 -- { object, strength, now } for each entry of the list: { file or object, strength }, or fields of those names.
-local function entries(list)
+-- phase: which of the strengths counts where there is one for each expert.
+local function entries(list, phase)
   local out = {}
   for i, item in ipairs(list) do
     local object, strength = item[1] or item.lora or item.file, item[2] or item.strength or 1
@@ -137,6 +148,9 @@ local function entries(list)
       local message
       strength, message = prompt.strength(text)
       if not strength then error("lora.apply: " .. message, 3) end
+    end
+    if type(strength) == "table" and strength.phases then
+      strength = strength.phases[math.min(phase, #strength.phases)]
     end
     -- What is merged for a strength that varies has to have one: the largest.
     local steady = strength
@@ -156,11 +170,15 @@ Applied.__index = Applied
 
 -- Sets the strengths of a step (from 1) of a run.
 function Applied:seek(step, steps)
+  self.step, self.steps = step, steps
+  for _, part in pairs(self.parts or {}) do part:seek(step, steps) end
   for _, entry in ipairs(self.entries) do entry.now = prompt.strength_at(entry.strength, step, steps) end
 end
 
 -- Changes the strength of the ith LoRA where it is beside the weights; what is merged stays.
 function Applied:set(i, strength)
+  for _, part in pairs(self.parts or {}) do part:set(i, strength) end
+  if self.parts then return end
   local entry = self.entries[i]
   if not entry then error(("lora: there is no LoRA %s"):format(tostring(i)), 2) end
   entry.strength, entry.now = strength, prompt.strength_at(strength, 1, 1)
@@ -205,7 +223,39 @@ local function unmatched_text(keys)
     #keys == 1 and "s" or "", table.concat(shown, ", "), #keys > 5 and (" and %d more"):format(#keys - 5) or "")
 end
 
-local OPTIONS = { mode = true }
+-- A model of two transformers: { high =, low = }, each weights or a function that gives them when they are wanted.
+local function apply_to_experts(weights, list, opts)
+  local both = setmetatable({ parts = {}, entries = {}, matched = 0, unmatched = {}, notices = {}, varies = false },
+    Applied)
+  local function part(i, source)
+    local view, applied = M.apply(source, list, { mode = opts.mode, phase = i })
+    if not view then return nil, applied end
+    both.parts[i], both.varies = applied, both.varies or applied.varies
+    if #both.notices == 0 then both.unmatched, both.notices = applied.unmatched, applied.notices end
+    both.matched = both.matched + applied.matched
+    if both.step then applied:seek(both.step, both.steps) end
+    return view
+  end
+  local out = {}
+  for i, which in ipairs { "high", "low" } do
+    local source = weights[which]
+    if type(source) == "function" then
+      for _, item in ipairs(list) do both.varies = both.varies or is_varying(item[2] or item.strength) end
+      out[which] = function()
+        local found, why = source()
+        if found == nil then return nil, why end
+        return part(i, found)
+      end
+    else
+      local view, message = part(i, source)
+      if not view then return nil, message end
+      out[which] = view
+    end
+  end
+  return out, both
+end
+
+local OPTIONS = { mode = true, phase = true }
 local MODES = { auto = true, merged = true, beside = true }
 
 function M.apply(weights, list, opts)
@@ -215,8 +265,9 @@ function M.apply(weights, list, opts)
   if not MODES[mode] then
     error(("lora.apply: mode is '%s'%s"):format(tostring(mode), lib.suggest(tostring(mode), MODES)), 2)
   end
-  if type(weights) == "table" and not weights.get then weights = require("melies.weights").from_table(weights) end
-  local all, message = entries(list)
+  if rawget(weights, "high") and rawget(weights, "low") then return apply_to_experts(weights, list, opts) end
+  if not weights.get then weights = require("melies.weights").from_table(weights) end
+  local all, message = entries(list, opts.phase or 1)
   if not all then return nil, message end
   local bound, matched, unmatched = bind(weights, all)
   if not bound then return nil, matched end

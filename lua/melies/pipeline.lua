@@ -199,8 +199,7 @@ local no_loras = { matched = 0, unmatched = {}, notices = {}, varies = false, se
 
 -- The LoRAs of the transformer, as lora.apply takes them; nil or {} for none. Where they are others than now, the
 -- transformer is read from its file again, so that nothing stays of those before. Gives what lora.apply says of them,
--- or
--- nil and a message; the model is then as it was, or without LoRAs where the fault shows only in loading.
+-- or nil and a message; the model is then as it was, or without LoRAs where the fault shows only in loading.
 function Model:set_loras(list)
   list = list or {}
   local key = lora_key(list)

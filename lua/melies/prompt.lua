@@ -56,10 +56,20 @@ end
 
 -- ---- LoRA strengths --------------------------------------------------------------------------------
 
--- "0.8", "0.8@0.2-0.7" (only from 20% to 70% of the steps), "0.8@5" (after 5 steps), "1,0.5,0" (spread over the steps):
--- a number or { value=, from=, to= } or { values= }; nil and a message for anything else.
+-- "0.8", "0.8@0.2-0.7" (only from 20% to 70% of the steps), "0.8@5" (after 5 steps), "1,0.5,0" (spread over the steps),
+-- "1;0" (any of these for each expert of a model with two): a number or { value=, from=, to= } or { values= } or
+-- { phases= }; nil and a message for anything else.
 function M.strength(text)
   if type(text) == "number" then return text end
+  if text:find(";", 1, true) then
+    local phases = {}
+    for item in (text .. ";"):gmatch("([^;]*);") do
+      local strength, message = M.strength(item)
+      if not strength then return nil, message end
+      phases[#phases + 1] = strength
+    end
+    return { phases = phases }
+  end
   if text:find(",", 1, true) then
     local values = {}
     for item in (text .. ","):gmatch("%s*(.-)%s*,") do
@@ -78,6 +88,7 @@ end
 -- The strength in force at a step (from 1) of a run.
 function M.strength_at(strength, step, steps)
   if type(strength) == "number" then return strength end
+  if strength.phases then return M.strength_at(strength.phases[1], step, steps) end
   if strength.values then
     local n = #strength.values
     return strength.values[math.min(n, math.floor((step - 1) * n / steps) + 1)]

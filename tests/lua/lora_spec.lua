@@ -259,6 +259,63 @@ t.test("what cannot be applied is told", function()
   t.raises(function() lora.apply(base, {}, { mode = "mergd" }) end, "did you mean 'merged'")
 end)
 
+t.test("tensors of any shape: applied or refused, never a fault", function()
+  local slots = { "lora_up.weight", "lora_down.weight", "lora_mid.weight", "alpha", "dora_scale", "hada_w1_a", "hada_w1_b",
+    "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2", "lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a",
+    "lokr_w2_b", "lokr_t2", "diff", "diff_b", "lora_B.bias" }
+  local right = { ["lora_up.weight"] = { 12, 4 }, ["lora_down.weight"] = { 4, 8 }, ["lora_mid.weight"] = { 4, 4 },
+    alpha = {}, dora_scale = { 12, 1 }, hada_w1_a = { 12, 4 }, hada_w1_b = { 4, 8 }, hada_w2_a = { 12, 4 },
+    hada_w2_b = { 4, 8 }, lokr_w1 = { 3, 2 }, lokr_w2 = { 4, 4 }, lokr_w2_a = { 4, 1 }, lokr_w2_b = { 1, 4 },
+    lokr_t2 = { 1, 1 }, diff = { 12, 8 }, diff_b = { 12 } }
+  local sizes, state, fits = { 1, 3, 4, 4, 8, 12 }, 7, 0
+  local function draw(n)
+    state = (state * 1103515245 + 12345) % 2 ^ 31
+    return math.floor(state / 65536) % n + 1
+  end
+  for _ = 1, 600 do
+    local tensors, group = {}, draw(4)
+    for _ = 1, draw(5) do
+      local shape = {}
+      for i = 1, draw(3) == 1 and draw(5) - 1 or 2 do shape[i] = sizes[draw(#sizes)] end
+      local slot = slots[draw(6) == 1 and draw(#slots) or ({ draw(3), draw(6) + 5, draw(7) + 11, draw(3) + 18 })[group]]
+      if draw(4) > 1 then shape = right[slot] or shape end
+      tensors["blocks.0.self_attn.q." .. slot] = T.noise(shape, { seed = state })
+    end
+    local object, message = lora.load(file(tensors, "random"))
+    if object then
+      local view
+      view, message = lora.apply(weights.from_table(base), { { object, 1 } })
+      if view then
+        fits = fits + 1
+        t.eq(view:get(Q .. ".weight"):numel(), 96) t.eq(view:get(Q .. ".bias"):numel(), 12)
+      else object = nil end
+    end
+    if not object then t.eq(type(message), "string") t.ok(not message:find("\n"), message) end
+  end
+  print("     applied: " .. fits .. " of 600")
+end)
+
+t.test("two experts: a strength for each", function()
+  local path = file { [Q .. ".lora_up.weight"] = up, [Q .. ".lora_down.weight"] = down }
+  local asked = 0
+  local pair = { high = weights.from_table(base), low = function() asked = asked + 1 return weights.from_table(base) end }
+  local views, applied = lora.apply(pair, { { path, "1;0.5" } })
+  t.ok(views, applied) t.eq(asked, 0)
+  t.close(views.high:get(Q .. ".weight"), dense(1), 1e-6, 1e-6)
+  t.close(views.low():get(Q .. ".weight"), dense(0.5), 1e-6, 1e-6)
+  t.eq(applied.matched, 2) t.eq(applied.varies, false)
+  views, applied = lora.apply(pair, { { path, "0;1@0.5" } })
+  t.ok(views, applied) t.eq(applied.varies, true)
+  applied:seek(10, 10)
+  local x, read = random(93, 2, 8), require("melies.modelkit").reader
+  local layer = read("probe", views.low()):linear(Q, 12, 8, { compute = "f32" })
+  local want = nn.linear(dense(1), base[Q .. ".bias"], { compute = "f32" })(x)
+  t.close(layer(x), want, 1e-5, 1e-5)
+  applied:seek(1, 10)
+  same(layer(x), nn.linear(base[Q .. ".weight"], base[Q .. ".bias"], { compute = "f32" })(x))
+  same(merged { { path, "0.5;1" } }, merged { { path, 0.5 } }, "one transformer takes the first")
+end)
+
 t.test("beside the weights: the same result", function()
   local kinds = {
     lora = { [Q .. ".lora_up.weight"] = up, [Q .. ".lora_down.weight"] = down, [Q .. ".alpha"] = T.of { ALPHA } },

@@ -84,17 +84,16 @@ local function extent(lora, target)
   end
   local function factor(a, b) -- a [m, r], b [r, n...]
     local sa, sb = shape(a), shape(b)
-    if sa[2] ~= sb[1] or product(sa, 3) ~= 1 then return misfit(a, b) end
+    if #sa < 2 or #sb < 2 or sa[2] ~= sb[1] or product(sa, 3) ~= 1 then return misfit(a, b) end
     return sa[1], product(sb, 2)
   end
   local function core(t, a, b, out) -- t [m, n, k...]; a [m, out] or, of a lora_mid, [out, m]; b [n, in]
     local st, sa, sb = shape(t), shape(a), shape(b)
-    if sa[3 - out] ~= st[1] then return misfit(t, a) end
-    if #st < 2 or sb[1] ~= st[2] then return misfit(t, b) end
+    if #sa < 2 or sa[3 - out] ~= st[1] or product(sa, 3) ~= 1 then return misfit(t, a) end
+    if #st < 2 or #sb < 2 or sb[1] ~= st[2] then return misfit(t, b) end
     return sa[out], product(sb, 2) * product(st, 3)
   end
   if target.kind == "lora" then
-    if #shape "up" < 2 or #shape "down" < 2 then return misfit("up", "down") end
     if keys.mid then return core("mid", "up", "down", 1) end
     return factor("up", "down")
   elseif target.kind == "loha" then
@@ -117,7 +116,7 @@ local function extent(lora, target)
     return r1 * r2, c1 * c2
   end
   local s = shape "diff"
-  return s[1], product(s, 2)
+  return s[1] or 1, product(s, 2)
 end
 
 -- nil, or what does not fit: a line with the tensor, the wanted and the found shape.
@@ -224,14 +223,13 @@ end
 -- ---- beside the weights ----------------------------------------------------------------------------------------
 
 -- A function of x [..., K] that gives what to add to the layer's result, f32 [..., N], or nil at strength 0. b: entry
--- (its
--- `now` is the strength) and target. base(): the layer's own weight in f32, for a DoRA. A change that is not of low
--- rank is
--- kept whole.
+-- (its `now` is the strength) and target. base(): the layer's own weight in f32, for a DoRA. A change that is not of
+-- low rank is kept whole.
 function M.adapter(b, options, base)
   local nn = require "melies.nn"
   local lora, target, entry = b.entry.lora, b.target, b.entry
-  local compute = { compute = options.compute }
+  local c = options.compute
+  local compute = { compute = (c == "f32" or c == "bf16") and c or nil } -- small beside a base in 8 bits
   local run
   if target.kind == "lora" and not target.keys.dora and not target.keys.mid then
     local up = flat(f32(lora, target, "up"))

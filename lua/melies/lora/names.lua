@@ -1,16 +1,14 @@
 -- Keys of LoRA files: which part of a change a key is, and which tensor of the model it speaks of.
 --
 -- Names of modules come as the model's own (blocks.0.self_attn.q), as diffusers' (blocks.0.attn1.to_q), each with "."
--- or,
--- from kohya's tools, with "_" between the words, and with a prefix. The tensors of a model are entered under all of
--- these
--- spellings. Names of diffusers: huggingface/diffusers, scripts/convert_wan_to_diffusers.py and
+-- or, from kohya's tools, with "_" between the words, and with a prefix. The tensors of a model are entered under all
+-- of these spellings. Names of diffusers: huggingface/diffusers, scripts/convert_wan_to_diffusers.py and
 -- scripts/convert_ltx_to_diffusers.py (facts only).
 local M = {}
 
 -- ---- what a key is -----------------------------------------------------------------------------------
 
--- Endings in Lua patterns, longest first, and the slot that each fills. An adapter of PEFT may have a name ("default").
+-- Endings as Lua patterns, and the slot that each fills. An adapter of PEFT may have a name ("default").
 local endings = {
   { "%.lora_down%.weight", "down" }, { "%.lora_up%.weight", "up" }, { "%.lora_mid%.weight", "mid" },
   { "%.lora_A%.weight", "down" }, { "%.lora_B%.weight", "up" },
