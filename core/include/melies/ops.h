@@ -139,8 +139,8 @@ MEL_API const char *mel_onednn_version(void);
 
 typedef struct mel_linear mel_linear;
 // weight [N, K], bias [N] or NULL, any float dtype. Packed once into oneDNN's own layout in compute dtype (f32, bf16;
-// MEL_SAME: mel_compute()), or for s8 into 8 bits with a scale an output channel; activations are then quantised a row of x
-// at a time. The source tensors may go afterwards.
+// MEL_SAME: mel_compute()), or for s8 into 8 bits with a scale an output channel; activations are then quantised a row
+// of x at a time. The source tensors may go afterwards.
 MEL_API mel_status mel_linear_create(
     const mel_tensor *weight, const mel_tensor *bias, mel_dtype compute, mel_linear **out, mel_error *err);
 // The same from a source, which is read once.
