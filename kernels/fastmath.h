@@ -29,7 +29,7 @@ static inline float exp_fast(float x) {
     return x > 88.7228317f ? INFINITY : e;
 }
 
-// Rational minimax on [-7.905, 7.905].
+// Rational minimax on [-7.905, 7.905], exactly 1 beyond: gelu multiplies 1 + tanh by an x of any size.
 static inline float tanh_fast(float x) {
     float z = x > 7.90531110763549805f ? 7.90531110763549805f : x;
     z = z < -7.90531110763549805f ? -7.90531110763549805f : z;
@@ -45,10 +45,12 @@ static inline float tanh_fast(float x) {
     q = q * s + 1.18534705686654e-04f;
     q = q * s + 2.26843463243900e-03f;
     q = q * s + 4.89352518554385e-03f;
-    return z * p / q;
+    float t = z * p / q;
+    t = x >= 7.90531110763549805f ? 1.0f : t;
+    return x <= -7.90531110763549805f ? -1.0f : t;
 }
 
-// Rational minimax on [-4, 4].
+// Rational minimax on [-4, 4], exactly 1 beyond.
 static inline float erf_fast(float x) {
     float z = x > 4.0f ? 4.0f : x;
     z = z < -4.0f ? -4.0f : z;
@@ -65,7 +67,9 @@ static inline float erf_fast(float x) {
     q = q * s - 1.68282697438203e-03f;
     q = q * s - 7.37332916720468e-03f;
     q = q * s - 1.42647390514189e-02f;
-    return z * p / q;
+    float t = z * p / q;
+    t = x >= 4.0f ? 1.0f : t;
+    return x <= -4.0f ? -1.0f : t;
 }
 
 #endif
