@@ -28,8 +28,19 @@ local function set(names)
 end
 
 -- The folder a public header belongs to.
-local home = { base = "base", profile = "base", tensor = "tensor", ops = "ops", sample = "sample", weights = "weights", hash = "media", json = "text",
-  regex = "text", text = "text", media = "media" }
+local home = {
+  base = "base",
+  profile = "base",
+  tensor = "tensor",
+  ops = "ops",
+  sample = "sample",
+  weights = "weights",
+  hash = "media",
+  json = "text",
+  regex = "text",
+  text = "text",
+  media = "media",
+}
 -- What the files of a folder may include of ours. kernels see nothing but each other.
 local sees = {
   kernels = set "kernels",

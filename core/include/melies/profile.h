@@ -6,9 +6,9 @@
 
 typedef struct mel_span {
     char name[40];
-    double start;   // mel_seconds()
+    double start; // mel_seconds()
     double seconds;
-    double flop;    // 0 where it is not matrix work
+    double flop; // 0 where it is not matrix work
 } mel_span;
 
 // Forgets earlier spans and records from now on; stops recording (spans stay readable).
