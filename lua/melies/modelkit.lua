@@ -203,6 +203,21 @@ function kit.latent_frames(model, latent, channels, level)
   return latent:to("f32"):permute(2, 3, 4, 1):contiguous()
 end
 
+-- Pixels [n, H, W, 3] to patches [n, H / p, W / p, 3 * p * p] and back: the channel slowest, then column and row.
+function kit.patchify(x, p)
+  if p == 1 then return x end
+  local s = x.shape
+  return x:reshape(s[1], s[2] / p, p, s[3] / p, p, s[4]):permute(1, 2, 4, 6, 5, 3)
+    :reshape(s[1], s[2] / p, s[3] / p, s[4] * p * p)
+end
+function kit.unpatchify(x, p)
+  if p == 1 then return x end
+  local s = x.shape
+  local channels = s[4] / (p * p)
+  return x:reshape(s[1], s[2], s[3], channels, p, p):permute(1, 2, 6, 3, 5, 4)
+    :reshape(s[1], s[2] * p, s[3] * p, channels)
+end
+
 -- Decoding a whole latent by a streaming decoder: the frames of every push, and of finish where a decoder
 -- looks ahead, joined. The same bits as a stream.
 function kit.decode_all(decoder, latent)
@@ -213,6 +228,75 @@ function kit.decode_all(decoder, latent)
   end
   if decoder.finish then out[#out + 1] = decoder:finish() end
   return #out == 1 and out[1] or T.concat(out, 1)
+end
+
+-- Where tiles of `tile` latent values with `overlap` in common begin, along an axis of `length`: from 1.
+local function tile_starts(length, tile, overlap)
+  local starts = { 1 }
+  while starts[#starts] + tile - 1 < length do
+    starts[#starts + 1] = math.min(starts[#starts] + tile - overlap, length - tile + 1)
+  end
+  return starts
+end
+
+-- Weights [pixels] of a tile along one axis: 1, falling linearly over the overlap towards a neighbour.
+local function tile_ramp(pixels, overlap, before, after)
+  local out = T.full({ pixels }, 1)
+  local p = out:ptr()
+  for i = 0, overlap - 1 do
+    local w = (i + 0.5) / overlap
+    if before then p[i] = w end
+    if after then p[pixels - 1 - i] = w end
+  end
+  return out
+end
+
+-- options.tile: latent rows and columns that are decoded at once, one number; options.overlap: of neighbouring tiles, by
+-- default a quarter of a tile. Seams are blended linearly. Without a tile, or where the latent is no larger than one: the
+-- whole frame at once, the bits of a stream. Tiles change values near seams: a layer sees what is beside it.
+function kit.decode(net, latent, options)
+  options = options or {}
+  local tile, rest = options.tile, {}
+  for name, value in pairs(options) do
+    if name ~= "tile" and name ~= "overlap" then rest[name] = value end
+  end
+  local rows, columns = latent.shape[3], latent.shape[4]
+  if tile == nil or (rows <= tile and columns <= tile) then return kit.decode_all(net:decoder(rest), latent) end
+  local overlap = options.overlap or math.floor(tile / 4)
+  if type(tile) ~= "number" or tile % 1 ~= 0 or tile < 1 or overlap % 1 ~= 0 or overlap < 0 or overlap >= tile then
+    error(("%s: decode: a tile of %s with an overlap of %s; whole numbers, the overlap less than the tile"):format(
+      net.name, tostring(tile), tostring(overlap)), 3)
+  end
+  local sh, sw = net.stride[2], net.stride[3]
+  local height, width = math.min(tile, rows), math.min(tile, columns)
+  local sum, weights
+  local tops, lefts = tile_starts(rows, height, overlap), tile_starts(columns, width, overlap)
+  for i, top in ipairs(tops) do
+    local down = tile_ramp(height * sh, overlap * sh, i > 1, i < #tops):reshape(1, height * sh, 1, 1)
+    for j, left in ipairs(lefts) do
+      local across = tile_ramp(width * sw, overlap * sw, j > 1, j < #lefts):reshape(1, 1, width * sw, 1)
+      local part = latent:slice(3, top, top + height - 1):slice(4, left, left + width - 1):contiguous()
+      local frames = kit.decode_all(net:decoder(rest), part)
+      if not sum then
+        sum = T.zeros { frames.shape[1], rows * sh, columns * sw, 3 }
+        weights = T.zeros { 1, rows * sh, columns * sw, 1 }
+      end
+      local function place(x)
+        local y, z = (top - 1) * sh, (left - 1) * sw
+        return x:slice(2, y + 1, y + height * sh):slice(3, z + 1, z + width * sw)
+      end
+      local mask = down * across
+      place(sum):add_(frames, 1, mask)
+      place(weights):add_(mask)
+      frames:free()
+    end
+  end
+  local inverse = weights:recip()
+  for t = 1, sum.shape[1] do
+    local frame = sum:slice(1, t, t)
+    frame:copy_(frame * inverse)
+  end
+  return sum
 end
 
 return kit

@@ -53,9 +53,9 @@ function Stream:push(latent)
   return #out == 1 and out[1] or T.concat(out, 1)
 end
 
-function Net:decode(latent)
+function Net:decode(latent, options)
   kit.latent_frames(NAME, latent, self.latent_channels, 2)
-  return kit.decode_all(self:decoder(), latent)
+  return kit.decode(self, latent, options)
 end
 
 local function load(weights, config, options)

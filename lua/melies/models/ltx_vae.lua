@@ -3,7 +3,7 @@
 -- 0.9, and that of 0.9.1 and later with residual resampling and a decoder that is told a timestep.
 --
 --   net:encode(video) -> latent              video [T, H, W, 3], T = 1 + 8k; latent [C, t, h, w] f32, normalised
---   net:decode(latent, { timestep = }) -> video
+--   net:decode(latent, { timestep =, tile =, overlap = }) -> video
 --   net:decoder({ timestep = }) -> stream    stream:push(latent frames) -> video frames that are ready, perhaps none;
 --                                            stream:finish() -> the frames that waited for the end, or nil
 --
@@ -307,17 +307,6 @@ function Net:run(layers, x, states, run)
   return x
 end
 
--- Pixels [n, H, W, 3] to patches and back: the channel slowest, then column and row.
-local function patchify(x, p)
-  local s = x.shape
-  return x:reshape(s[1], s[2] / p, p, s[3] / p, p, 3):permute(1, 2, 4, 6, 5, 3)
-    :reshape(1, s[1], s[2] / p, s[3] / p, 3 * p * p)
-end
-local function unpatchify(x, p)
-  local s = x.shape
-  return x:reshape(s[2], s[3], s[4], 3, p, p):permute(1, 2, 6, 3, 5, 4):reshape(s[2], s[3] * p, s[4] * p, 3)
-end
-
 function Net:encode(video)
   if not self.encoder_layers then error(NAME .. ": these weights have no encoder", 2) end
   local x = kit.frames(NAME, video, self.stride[2], 2)
@@ -330,7 +319,7 @@ function Net:encode(video)
   for first = 1, frames, step do
     first = math.max(1, first - step + 1)
     local last = first == 1 and 1 or first + step - 1
-    local y = patchify(x:slice(1, first, last) * 2 - 1, self.patch):to(self.dtype)
+    local y = kit.patchify(x:slice(1, first, last) * 2 - 1, self.patch):unsqueeze(1):to(self.dtype)
     y = self:run(self.encoder_layers, y, states, run):slice(5, 1, self.latent_channels)
     if self.trace then self.trace("latent_raw", y:squeeze(1)) end
     out[#out + 1] = (y - self.mean) / self.std
@@ -349,7 +338,7 @@ function Stream:step(x, last)
   local net = self.net
   local y = net:run(net.decoder_layers, x, self.states, { last = last, timestep = self.timestep * 1000 })
   if not y then return nil end
-  y = unpatchify(y, net.patch)
+  y = kit.unpatchify(y:squeeze(1), net.patch)
   if net.trace then net.trace("decoded_unclamped", y) end
   return ((y + 1) * 0.5):clamp(0, 1)
 end
@@ -373,7 +362,7 @@ end
 
 function Net:decode(latent, options)
   kit.latent_frames(NAME, latent, self.latent_channels, 2)
-  return kit.decode_all(self:decoder(options), latent)
+  return kit.decode(self, latent, options)
 end
 
 local function load(weights, config, options)
