@@ -43,12 +43,30 @@ typedef struct stored_type {
     mel_dtype dtype;    // what it is read as
     // src: count elements (whole blocks), any alignment; dst: count of dtype. NULL: the bytes are dtype's own.
     void (*convert)(const uint8_t *src, void *dst, int64_t count);
+    // The other way, count finite floats (whole blocks); quick: without a search for the best scales. NULL: a plain
+    // type.
+    void (*quantize)(const float *src, uint8_t *dst, int64_t count, bool quick);
 } stored_type;
 
 const stored_type *mel_stored_by_name(const char *name);
 // NULL for a number that is unknown; then *why is "removed from the format", "not known here" ...
 const stored_type *mel_stored_by_gguf(uint32_t number, const char **why);
 const stored_type *mel_stored_of_dtype(mel_dtype dtype);
+
+// The type called name, block-quantised ones included; NULL where there is none.
+const stored_type *mel_stored_by_any_name(const char *name);
+
+// quantize.c: ggml's choice of scales and codes.
+void mel_quant_q4_0(const float *src, uint8_t *dst, int64_t count, bool quick);
+void mel_quant_q4_1(const float *src, uint8_t *dst, int64_t count, bool quick);
+void mel_quant_q5_0(const float *src, uint8_t *dst, int64_t count, bool quick);
+void mel_quant_q5_1(const float *src, uint8_t *dst, int64_t count, bool quick);
+void mel_quant_q8_0(const float *src, uint8_t *dst, int64_t count, bool quick);
+void mel_quant_q2_k(const float *src, uint8_t *dst, int64_t count, bool quick);
+void mel_quant_q3_k(const float *src, uint8_t *dst, int64_t count, bool quick);
+void mel_quant_q4_k(const float *src, uint8_t *dst, int64_t count, bool quick);
+void mel_quant_q5_k(const float *src, uint8_t *dst, int64_t count, bool quick);
+void mel_quant_q6_k(const float *src, uint8_t *dst, int64_t count, bool quick);
 
 // dequant.c: ggml's reference arithmetic.
 void mel_dequant_q4_0(const uint8_t *src, void *dst, int64_t count);

@@ -51,31 +51,31 @@ CONVERT(i64_of_u64s, uint64_t, int64_t, i64_of_u64(v))
 
 // Plain types first, in the order of mel_dtype.
 static const stored_type types[] = {
-    {"F32", 0, 1, 4, MEL_F32, NULL},
-    {"BF16", 30, 1, 2, MEL_BF16, NULL},
-    {"F16", 1, 1, 2, MEL_F16, NULL},
-    {"I8", 24, 1, 1, MEL_S8, NULL},
-    {"U8", -1, 1, 1, MEL_U8, NULL},
-    {"I32", 26, 1, 4, MEL_S32, NULL},
-    {"I64", 27, 1, 8, MEL_I64, NULL},
-    {"BOOL", -1, 1, 1, MEL_U8, NULL},
-    {"F64", 28, 1, 8, MEL_F32, f32_of_f64},
-    {"F8_E4M3", -1, 1, 1, MEL_BF16, bf16_of_e4m3},
-    {"F8_E5M2", -1, 1, 1, MEL_BF16, bf16_of_e5m2},
-    {"I16", 25, 1, 2, MEL_S32, s32_of_i16},
-    {"U16", -1, 1, 2, MEL_S32, s32_of_u16},
-    {"U32", -1, 1, 4, MEL_I64, i64_of_u32},
-    {"U64", -1, 1, 8, MEL_I64, i64_of_u64s},
-    {"Q4_0", 2, 32, 18, MEL_F32, mel_dequant_q4_0},
-    {"Q4_1", 3, 32, 20, MEL_F32, mel_dequant_q4_1},
-    {"Q5_0", 6, 32, 22, MEL_F32, mel_dequant_q5_0},
-    {"Q5_1", 7, 32, 24, MEL_F32, mel_dequant_q5_1},
-    {"Q8_0", 8, 32, 34, MEL_F32, mel_dequant_q8_0},
-    {"Q2_K", 10, 256, 84, MEL_F32, mel_dequant_q2_k},
-    {"Q3_K", 11, 256, 110, MEL_F32, mel_dequant_q3_k},
-    {"Q4_K", 12, 256, 144, MEL_F32, mel_dequant_q4_k},
-    {"Q5_K", 13, 256, 176, MEL_F32, mel_dequant_q5_k},
-    {"Q6_K", 14, 256, 210, MEL_F32, mel_dequant_q6_k},
+    {"F32", 0, 1, 4, MEL_F32, NULL, NULL},
+    {"BF16", 30, 1, 2, MEL_BF16, NULL, NULL},
+    {"F16", 1, 1, 2, MEL_F16, NULL, NULL},
+    {"I8", 24, 1, 1, MEL_S8, NULL, NULL},
+    {"U8", -1, 1, 1, MEL_U8, NULL, NULL},
+    {"I32", 26, 1, 4, MEL_S32, NULL, NULL},
+    {"I64", 27, 1, 8, MEL_I64, NULL, NULL},
+    {"BOOL", -1, 1, 1, MEL_U8, NULL, NULL},
+    {"F64", 28, 1, 8, MEL_F32, f32_of_f64, NULL},
+    {"F8_E4M3", -1, 1, 1, MEL_BF16, bf16_of_e4m3, NULL},
+    {"F8_E5M2", -1, 1, 1, MEL_BF16, bf16_of_e5m2, NULL},
+    {"I16", 25, 1, 2, MEL_S32, s32_of_i16, NULL},
+    {"U16", -1, 1, 2, MEL_S32, s32_of_u16, NULL},
+    {"U32", -1, 1, 4, MEL_I64, i64_of_u32, NULL},
+    {"U64", -1, 1, 8, MEL_I64, i64_of_u64s, NULL},
+    {"Q4_0", 2, 32, 18, MEL_F32, mel_dequant_q4_0, mel_quant_q4_0},
+    {"Q4_1", 3, 32, 20, MEL_F32, mel_dequant_q4_1, mel_quant_q4_1},
+    {"Q5_0", 6, 32, 22, MEL_F32, mel_dequant_q5_0, mel_quant_q5_0},
+    {"Q5_1", 7, 32, 24, MEL_F32, mel_dequant_q5_1, mel_quant_q5_1},
+    {"Q8_0", 8, 32, 34, MEL_F32, mel_dequant_q8_0, mel_quant_q8_0},
+    {"Q2_K", 10, 256, 84, MEL_F32, mel_dequant_q2_k, mel_quant_q2_k},
+    {"Q3_K", 11, 256, 110, MEL_F32, mel_dequant_q3_k, mel_quant_q3_k},
+    {"Q4_K", 12, 256, 144, MEL_F32, mel_dequant_q4_k, mel_quant_q4_k},
+    {"Q5_K", 13, 256, 176, MEL_F32, mel_dequant_q5_k, mel_quant_q5_k},
+    {"Q6_K", 14, 256, 210, MEL_F32, mel_dequant_q6_k, mel_quant_q6_k},
 };
 enum {
     TYPES = sizeof types / sizeof types[0]
@@ -84,6 +84,13 @@ enum {
 const stored_type *mel_stored_by_name(const char *name) {
     for (int i = 0; i < TYPES; i++) {
         if (types[i].block == 1 && strcmp(types[i].name, name) == 0) return &types[i];
+    }
+    return NULL;
+}
+
+const stored_type *mel_stored_by_any_name(const char *name) {
+    for (int i = 0; i < TYPES; i++) {
+        if (strcmp(types[i].name, name) == 0) return &types[i];
     }
     return NULL;
 }

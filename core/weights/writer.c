@@ -1,5 +1,8 @@
-// Writes safetensors: everything declared first, so the header is known; then each tensor to its place.
-#include "weights/file.h"
+// Writes safetensors and GGUF: everything declared first, so the header is known; then each tensor to its place, whole
+// or by rows, converted or quantised on the way.
+#include "weights/writer.h"
+
+#include "tensor/rows.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -11,31 +14,6 @@
 
 enum {
     PIECE = 8 << 20 // bytes between two looks at the cancel flag
-};
-
-typedef struct slot {
-    const char *name;
-    const stored_type *type;
-    int ndim;
-    int64_t shape[MEL_MAX_DIMS];
-    int64_t offset, bytes; // from the begin of the data
-    bool written;
-} slot;
-
-typedef struct pair {
-    const char *key, *value;
-} pair;
-
-struct mel_weights_writer {
-    const char *path, *temporary;
-    int fd; // -1 once closed
-    bool started, failed;
-    int64_t base; // bytes before the data
-    arena arena;
-    slot *slots;
-    int64_t count, capacity;
-    pair *pairs;
-    int64_t pair_count, pair_capacity;
 };
 
 // ---- opening and going ------------------------------------------------------------------------------
@@ -57,11 +35,12 @@ static mel_status create_temporary(mel_weights_writer *w, mel_error *err) {
     return FAIL(MEL_EIO, "%s: cannot be written: %s", w->path, strerror(errno));
 }
 
-mel_status mel_weights_writer_create(const char *path, mel_weights_writer **out, mel_error *err) {
+static mel_status create(const char *path, bool gguf, mel_weights_writer **out, mel_error *err) {
     if (!path || !*path) return FAIL(MEL_EINVAL, "weights writer: the path is empty");
     mel_weights_writer *w = mel_alloc_zero(sizeof *w, err);
     if (!w) return MEL_ENOMEM;
     w->fd = -1;
+    w->gguf = gguf;
     w->path = mel_arena_text(&w->arena, path, strlen(path), err);
     mel_status s = w->path ? create_temporary(w, err) : MEL_ENOMEM;
     if (s != MEL_OK) {
@@ -70,6 +49,18 @@ mel_status mel_weights_writer_create(const char *path, mel_weights_writer **out,
     }
     *out = w;
     return MEL_OK;
+}
+
+mel_status mel_weights_writer_create(const char *path, mel_weights_writer **out, mel_error *err) {
+    return create(path, false, out, err);
+}
+
+mel_status mel_weights_writer_create_gguf(const char *path, mel_weights_writer **out, mel_error *err) {
+    return create(path, true, out, err);
+}
+
+void mel_weights_writer_set_quick(mel_weights_writer *w, bool quick) {
+    w->quick = quick;
 }
 
 void mel_weights_writer_free(mel_weights_writer *w) {
@@ -107,7 +98,8 @@ mel_status mel_weights_writer_metadata(mel_weights_writer *w, const char *key, c
     if (!is_utf8(key) || !is_utf8(value)) {
         return FAIL(MEL_EINVAL, "%s: metadata '%s': not UTF-8", w->path, is_utf8(key) ? key : "?");
     }
-    pair p = {mel_arena_text(&w->arena, key, strlen(key), err), mel_arena_text(&w->arena, value, strlen(value), err)};
+    pair p = {.key = mel_arena_text(&w->arena, key, strlen(key), err),
+        .value = mel_arena_text(&w->arena, value, strlen(value), err)};
     if (!p.key || !p.value || !mel_grow((void **)&w->pairs, w->pair_count, &w->pair_capacity, sizeof p, err)) {
         return MEL_ENOMEM;
     }
@@ -115,28 +107,67 @@ mel_status mel_weights_writer_metadata(mel_weights_writer *w, const char *key, c
     return MEL_OK;
 }
 
-mel_status mel_weights_writer_declare(
-    mel_weights_writer *w, const char *name, mel_dtype dtype, int ndim, const int64_t *shape, mel_error *err) {
+mel_status mel_weights_writer_number(
+    mel_weights_writer *w, const char *key, mel_meta_type type, double value, mel_error *err) {
     mel_status s = check_usable(w, true, err);
     if (s != MEL_OK) return s;
-    slot one = {.type = mel_stored_of_dtype(dtype), .ndim = ndim};
+    if (!w->gguf) return FAIL(MEL_EINVAL, "%s: safetensors has no numbers as metadata", w->path);
+    if (!key || !*key || !is_utf8(key)) return FAIL(MEL_EINVAL, "%s: metadata: the key is empty", w->path);
+    if (type != MEL_META_U32 && type != MEL_META_F32 && type != MEL_META_BOOL)
+        return FAIL(MEL_EINVAL, "%s: metadata '%s': type %d is not written", w->path, key, (int)type);
+    pair p = {.key = mel_arena_text(&w->arena, key, strlen(key), err), .type = type, .number = value};
+    if (!p.key || !mel_grow((void **)&w->pairs, w->pair_count, &w->pair_capacity, sizeof p, err)) return MEL_ENOMEM;
+    w->pairs[w->pair_count++] = p;
+    return MEL_OK;
+}
+
+static mel_status declare(
+    mel_weights_writer *w, const char *name, const stored_type *type, int ndim, const int64_t *shape, mel_error *err) {
+    mel_status s = check_usable(w, true, err);
+    if (s != MEL_OK) return s;
+    slot one = {.type = type, .ndim = ndim};
     if (!name || !is_utf8(name) || strcmp(name, "__metadata__") == 0) {
         return FAIL(
             MEL_EINVAL, "%s: a tensor cannot be called '%s'", w->path, name && is_utf8(name) ? name : "(not UTF-8)");
     }
-    if (!one.type) return FAIL(MEL_EINVAL, "%s: tensor '%s': no such dtype: %d", w->path, name, (int)dtype);
     if (ndim < 0 || ndim > MEL_MAX_DIMS) {
         return FAIL(MEL_EINVAL, "%s: tensor '%s': %d dimensions", w->path, name, ndim);
     }
     if (ndim) memcpy(one.shape, shape, (size_t)ndim * sizeof *shape);
+    if (type->block > 1 && (ndim < 2 || one.shape[ndim - 1] % type->block))
+        return FAIL(MEL_EINVAL, "%s: tensor '%s': rows of %lld values are no whole blocks of %d", w->path, name,
+            (long long)(ndim ? one.shape[ndim - 1] : 1), type->block);
     int64_t count;
     if (!mel_dense_size(one.type, ndim, one.shape, &count, &one.bytes)) {
         return FAIL(MEL_EINVAL, "%s: tensor '%s': a negative dimension, or too many elements", w->path, name);
     }
+    int64_t rows = ndim ? one.shape[0] : 1, columns = rows ? count / rows : 0;
+    if (w->gguf && type->gguf < 0)
+        return FAIL(MEL_EINVAL, "%s: tensor '%s': GGUF has no type %s", w->path, name, type->name);
+    if (!w->gguf && type->block > 1)
+        return FAIL(MEL_EINVAL, "%s: tensor '%s': safetensors has no type %s", w->path, name, type->name);
+    one.rows_left = rows;
+    one.row_bytes = columns / type->block * type->block_size;
     one.name = mel_arena_text(&w->arena, name, strlen(name), err);
     if (!one.name || !mel_grow((void **)&w->slots, w->count, &w->capacity, sizeof one, err)) return MEL_ENOMEM;
     w->slots[w->count++] = one;
     return MEL_OK;
+}
+
+mel_status mel_weights_writer_declare(
+    mel_weights_writer *w, const char *name, mel_dtype dtype, int ndim, const int64_t *shape, mel_error *err) {
+    const stored_type *type = mel_stored_of_dtype(dtype);
+    if (!type) return FAIL(MEL_EINVAL, "%s: tensor '%s': no such dtype: %d", w->path, name ? name : "", (int)dtype);
+    return declare(w, name, type, ndim, shape, err);
+}
+
+mel_status mel_weights_writer_declare_stored(
+    mel_weights_writer *w, const char *name, const char *stored, int ndim, const int64_t *shape, mel_error *err) {
+    const stored_type *type = mel_stored_by_any_name(stored ? stored : "");
+    if (!type || (type->convert && !type->quantize))
+        return FAIL(MEL_EUNSUPPORTED, "%s: tensor '%s': the type %s is not written", w->path, name ? name : "",
+            stored ? stored : "(null)");
+    return declare(w, name, type, ndim, shape, err);
 }
 
 // ---- the header ----------------------------------------------------------------------------------------
@@ -195,6 +226,26 @@ static mel_status put(mel_weights_writer *w, const void *data, int64_t size, int
     return MEL_OK;
 }
 
+// The order in which tensors are looked up. MEL_EINVAL: a name is declared twice.
+static mel_status sort_by_name(mel_weights_writer *w, mel_error *err) {
+    if (w->count) qsort(w->slots, (size_t)w->count, sizeof(slot), by_name);
+    for (int64_t i = 1; i < w->count; i++) {
+        if (strcmp(w->slots[i].name, w->slots[i - 1].name) == 0)
+            return FAIL(MEL_EINVAL, "%s: tensor '%s' is declared twice", w->path, w->slots[i].name);
+    }
+    return MEL_OK;
+}
+
+static mel_status start_gguf(mel_weights_writer *w, mel_error *err) {
+    uint8_t *header;
+    mel_status s = sort_by_name(w, err);
+    if (s == MEL_OK) s = mel_gguf_header(w, &header, &w->base, err);
+    if (s != MEL_OK) return s;
+    s = put(w, header, w->base, 0, err);
+    mel_free(header);
+    return s;
+}
+
 // Lays the tensors out, checks for repeated names, writes the header. slots are sorted by name afterwards.
 static mel_status start(mel_weights_writer *w, mel_error *err) {
     w->started = true;
@@ -205,6 +256,7 @@ static mel_status start(mel_weights_writer *w, mel_error *err) {
         }
     }
     int64_t at = 0;
+    if (w->gguf) return start_gguf(w, err);
     if (w->count) qsort(w->slots, (size_t)w->count, sizeof(slot), by_width);
     for (int64_t i = 0; i < w->count; i++) {
         w->slots[i].offset = at;
@@ -214,13 +266,7 @@ static mel_status start(mel_weights_writer *w, mel_error *err) {
     }
     char *text = header_text(w);
     if (!text) return FAIL(MEL_ENOMEM, "%s: no memory for the header", w->path);
-    if (w->count) qsort(w->slots, (size_t)w->count, sizeof(slot), by_name);
-    mel_status s = MEL_OK;
-    for (int64_t i = 1; i < w->count && s == MEL_OK; i++) {
-        if (strcmp(w->slots[i].name, w->slots[i - 1].name) == 0) {
-            s = FAIL(MEL_EINVAL, "%s: tensor '%s' is declared twice", w->path, w->slots[i].name);
-        }
-    }
+    mel_status s = sort_by_name(w, err);
     size_t length = strlen(text);
     uint64_t padded = (length + 7) & ~(uint64_t)7;
     w->base = 8 + (int64_t)padded;
@@ -240,17 +286,83 @@ static mel_status write_slot(mel_weights_writer *w, slot *one, const mel_tensor 
         return FAIL(MEL_EINVAL, "%s: tensor '%s': %s %s is not what was declared", w->path, one->name,
             mel_dtype_name(mel_tensor_dtype(tensor)), mel_tensor_shape_text(tensor, text, sizeof text));
     }
-    if (one->written) return FAIL(MEL_EINVAL, "%s: tensor '%s' is written twice", w->path, one->name);
+    if (one->rows_left != (one->ndim ? one->shape[0] : 1))
+        return FAIL(MEL_EINVAL, "%s: tensor '%s' is written twice", w->path, one->name);
     mel_tensor *dense;
     mel_status s = mel_tensor_contiguous(tensor, &dense, err);
     if (s != MEL_OK) return s;
     s = put(w, mel_tensor_data(dense), one->bytes, w->base + one->offset, err);
     mel_tensor_unref(dense);
-    one->written = s == MEL_OK;
+    one->rows_left = -1;
     return s;
 }
 
-mel_status mel_weights_writer_write(mel_weights_writer *w, const char *name, const mel_tensor *tensor, mel_error *err) {
+// count rows of floats as the stored type. false: a value that a block cannot hold.
+static bool convert_rows(const slot *one, const mel_tensor *dense, int64_t count, bool quick, uint8_t *dst) {
+    const row_kernels *k = mel_rows();
+    int64_t columns = count ? mel_tensor_numel(dense) / count : 0;
+    int64_t wide = mel_dtype_size(mel_tensor_dtype(dense));
+    const char *src = mel_tensor_data(dense);
+    // Long rows in steps of whole blocks; a vector is one row here.
+    int64_t total = mel_tensor_numel(dense), step = columns > 1 && columns <= 1 << 16 ? columns : 8192;
+    int64_t parts = (total + step - 1) / step;
+    bool fine = true;
+#pragma omp parallel for num_threads(mel_threads()) schedule(static) reduction(&& : fine) if (parts > 1)
+    for (int64_t i = 0; i < parts; i++) {
+        float line[1 << 16];
+        int64_t first = i * step, n = total - first < step ? total - first : step;
+        uint8_t *to = dst + first / one->type->block * one->type->block_size;
+        k->load((int)mel_tensor_dtype(dense), src + first * wide, line, n);
+        if (one->type->quantize) {
+            float sum = 0;
+            for (int64_t j = 0; j < n; j++)
+                sum += line[j] * 0;
+            if (sum == 0) one->type->quantize(line, to, n, quick);
+            fine = fine && sum == 0;
+        } else {
+            k->store((int)one->type->dtype, line, (char *)to, n);
+        }
+    }
+    return fine;
+}
+
+static mel_status write_rows(mel_weights_writer *w, slot *one, int64_t first, const mel_tensor *rows, mel_error *err) {
+    char text[128];
+    const int64_t *shape = mel_tensor_shape(rows);
+    int ndim = mel_tensor_ndim(rows);
+    int64_t count = ndim ? shape[0] : 1, all = one->ndim ? one->shape[0] : 1;
+    if (ndim != one->ndim || !mel_is_float(mel_tensor_dtype(rows)) || first < 0 || count > all - first ||
+        (ndim > 1 && memcmp(shape + 1, one->shape + 1, (size_t)(ndim - 1) * sizeof *shape) != 0)) {
+        return FAIL(MEL_EINVAL, "%s: tensor '%s': %s %s from row %lld on is no part of it", w->path, one->name,
+            mel_dtype_name(mel_tensor_dtype(rows)), mel_tensor_shape_text(rows, text, sizeof text),
+            (long long)first + 1);
+    }
+    if (one->rows_left < count) return FAIL(MEL_EINVAL, "%s: tensor '%s' is written twice", w->path, one->name);
+    mel_tensor *dense;
+    mel_status s = mel_tensor_contiguous(rows, &dense, err);
+    if (s != MEL_OK) return s;
+    int64_t bytes = count * one->row_bytes;
+    uint8_t *buffer = NULL;
+    const void *from = mel_tensor_data(dense);
+    if (one->type->quantize || one->type->dtype != mel_tensor_dtype(dense)) {
+        from = buffer = mel_alloc((size_t)bytes, err);
+        if (!buffer) {
+            s = MEL_ENOMEM;
+        } else if (!convert_rows(one, dense, count, w->quick, buffer)) {
+            s = FAIL(MEL_EINVAL, "%s: tensor '%s' holds values that are not finite, which %s cannot", w->path,
+                one->name, one->type->name);
+        }
+    }
+    if (s == MEL_OK) s = put(w, from, bytes, w->base + one->offset + first * one->row_bytes, err);
+    if (s == MEL_OK) one->rows_left = one->rows_left == count ? -1 : one->rows_left - count;
+    mel_free(buffer);
+    mel_tensor_unref(dense);
+    return s;
+}
+
+// rows from `first` on; first < 0: the whole tensor as it is declared.
+static mel_status write_part(
+    mel_weights_writer *w, const char *name, int64_t first, const mel_tensor *tensor, mel_error *err) {
     mel_status s = check_usable(w, false, err);
     if (s == MEL_OK && !w->started) s = start(w, err);
     if (s != MEL_OK) {
@@ -259,9 +371,23 @@ mel_status mel_weights_writer_write(mel_weights_writer *w, const char *name, con
     }
     slot key = {.name = name ? name : ""};
     slot *one = w->count ? bsearch(&key, w->slots, (size_t)w->count, sizeof key, by_name) : NULL;
-    s = one ? write_slot(w, one, tensor, err) : FAIL(MEL_EINVAL, "%s: tensor '%s' was not declared", w->path, key.name);
+    if (!one) {
+        s = FAIL(MEL_EINVAL, "%s: tensor '%s' was not declared", w->path, key.name);
+    } else {
+        s = first < 0 ? write_slot(w, one, tensor, err) : write_rows(w, one, first, tensor, err);
+    }
     w->failed = s != MEL_OK;
     return s;
+}
+
+mel_status mel_weights_writer_write(mel_weights_writer *w, const char *name, const mel_tensor *tensor, mel_error *err) {
+    return write_part(w, name, -1, tensor, err);
+}
+
+mel_status mel_weights_writer_rows(
+    mel_weights_writer *w, const char *name, int64_t first, const mel_tensor *rows, mel_error *err) {
+    if (first < 0) return FAIL(MEL_EINVAL, "%s: tensor '%s': row %lld", w->path, name, (long long)first);
+    return write_part(w, name, first, rows, err);
 }
 
 // The rename must survive a power cut too; not every file system can promise that, so its answer is not an error.
@@ -282,12 +408,14 @@ static mel_status finish(mel_weights_writer *w, mel_error *err) {
     mel_status s = check_usable(w, false, err);
     if (s == MEL_OK && !w->started) s = start(w, err);
     for (int64_t i = 0; i < w->count && s == MEL_OK; i++) {
-        if (!w->slots[i].written) {
+        if (w->slots[i].rows_left >= 0 && w->slots[i].bytes > 0) {
             s = FAIL(MEL_EINVAL, "%s: tensor '%s' was declared but not written", w->path, w->slots[i].name);
         }
     }
     if (s != MEL_OK) return s;
-    int bad = fsync(w->fd), why = errno;
+    int bad = w->end ? ftruncate(w->fd, w->end) : 0;
+    if (!bad) bad = fsync(w->fd);
+    int why = errno;
     int closed = close(w->fd);
     if (!bad && closed) why = errno;
     w->fd = -1;

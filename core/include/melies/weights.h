@@ -1,6 +1,6 @@
 // Files of named tensors. Reading: safetensors (also sharded through an index), GGUF and PyTorch's zip container,
-// told apart by content. Writing: safetensors. Files are mapped read-only; a tensor whose stored type is one of ours
-// and whose bytes are aligned is a view of the file, every other one is a converted copy. Little-endian only.
+// told apart by content. Writing: safetensors and GGUF. Files are mapped read-only; a tensor whose stored type is one
+// of ours and whose bytes are aligned is a view of the file, every other one is a converted copy. Little-endian only.
 // A file that another program cuts short while it is open ends this program (SIGBUS), as with every mapped file.
 #ifndef MELIES_WEIGHTS_H
 #define MELIES_WEIGHTS_H
@@ -53,6 +53,9 @@ MEL_API mel_status mel_weights_raw(const mel_weights *w, const char *name, mel_t
 // turned into floats a few rows at a time. It keeps the file's mapping alive. MEL_EINVAL: no such tensor, fewer than
 // two dimensions, not floats.
 MEL_API mel_status mel_weights_source(const mel_weights *w, const char *name, mel_source **out, mel_error *err);
+// The same times factors, another tensor of the file with one value or one a row: fp8 with its scales.
+MEL_API mel_status mel_weights_scaled_source(
+    const mel_weights *w, const char *name, const char *factors, mel_source **out, mel_error *err);
 // Hints about the pages of one tensor, or of all where name is NULL: read ahead; give the memory back (a later access
 // reads the file again). MEL_EINVAL: no such tensor.
 MEL_API mel_status mel_weights_prefetch(const mel_weights *w, const char *name, mel_error *err);
@@ -111,6 +114,23 @@ MEL_API mel_status mel_weights_writer_write(
     mel_weights_writer *writer, const char *name, const mel_tensor *tensor, mel_error *err);
 // MEL_EINVAL: a declared tensor was not written (named). MEL_EIO. The writer is still to be freed.
 MEL_API mel_status mel_weights_writer_finish(mel_weights_writer *writer, mel_error *err);
+// ---- writing GGUF, writing by rows ------------------------------------------------------------------------
+// The same for GGUF version 3. metadata is text; numbers: MEL_META_U32, MEL_META_F32, MEL_META_BOOL. Tensors of more
+// than four dimensions have the outer ones merged, with the shape under "comfy.gguf.orig_shape.NAME".
+MEL_API mel_status mel_weights_writer_create_gguf(const char *path, mel_weights_writer **out, mel_error *err);
+MEL_API mel_status mel_weights_writer_number(
+    mel_weights_writer *writer, const char *key, mel_meta_type type, double value, mel_error *err);
+// stored: a plain type of either format, or in GGUF Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K Q4_K Q5_K Q6_K, whose rows must
+// be whole blocks (MEL_EINVAL). MEL_EUNSUPPORTED: a type that is read only.
+MEL_API mel_status mel_weights_writer_declare_stored(
+    mel_weights_writer *writer, const char *name, const char *stored, int ndim, const int64_t *shape, mel_error *err);
+// Rows [first, first + count) of the first dimension: floats of the declared shape but for count, converted to what was
+// declared, block-quantised ones with the values of ggml's reference. Every row once, in any order. MEL_EINVAL: values
+// that are not finite for a block-quantised type.
+MEL_API mel_status mel_weights_writer_rows(
+    mel_weights_writer *writer, const char *name, int64_t first, const mel_tensor *rows, mel_error *err);
+// K-quants without the search for the best scales: many times faster, the error some 10% larger.
+MEL_API void mel_weights_writer_set_quick(mel_weights_writer *writer, bool quick);
 // Removes the temporary file unless finish succeeded. NULL is fine.
 MEL_API void mel_weights_writer_free(mel_weights_writer *writer);
 
