@@ -373,7 +373,15 @@ end
 
 -- ---- tensors under canonical names -----------------------------------------------------------------------------------
 
-local function scaled(part, e, tensor, first, last, dtype)
+local plain_types = { f32 = true, bf16 = true, f16 = true }
+
+-- The stored matrix as a source that is read by rows.
+local function matrix(part, e)
+  if e.scale then return part.weights:scaled_matrix(e.names[1], e.scale) end
+  return part.weights:matrix(e.names[1])
+end
+
+local function scaled(part, e, tensor, dtype)
   if not e.scale then return tensor end
   local scale = part.weights:get(e.scale, "f32")
   local x = tensor:to "f32"
@@ -385,8 +393,6 @@ local function scaled(part, e, tensor, first, last, dtype)
     end
     local shape = { -1 }
     for i = 2, tensor.ndim do shape[i] = 1 end
-    scale = scale:reshape { scale:numel() }
-    if first then scale = scale:slice(1, first, last) end
     x = x * scale:reshape(shape)
   end
   return dtype and x or x:to "bf16"
@@ -407,7 +413,7 @@ local function read(part, e, dtype)
       x = x:slice(1, (e.i - 1) * rows + 1, e.i * rows)
     end
   end
-  x = scaled(part, e, x, nil, nil, dtype)
+  x = scaled(part, e, x, dtype)
   if e.reshape then x = x:reshape(e.shape) end
   return dtype and x.dtype ~= dtype and x:to(dtype) or x
 end
@@ -417,13 +423,19 @@ local function read_rows(part, e, first, last, dtype)
     return read(part, e, dtype):slice(1, first, last)
   end
   local from = e.op == "rows" and (e.i - 1) * e.shape[1] or 0
-  local x = part.weights:rows(e.names[1], from + first, from + last, not e.scale and dtype or nil)
-  x = scaled(part, e, x, first, last, dtype)
+  if #e.shape > 1 and (e.scale or not plain_types[e.dtype]) then -- converted a row at a time
+    local lib_T, source = require "melies.tensor", matrix(part, e)
+    local x = lib_T.empty({ last - first + 1, unpack(e.shape, 2) }, dtype or "f32")
+    lib.call(lib.C.mel_source_read, source.handle, from + first - 1, last - first + 1, lib_T.dtype_code(dtype or "f32"),
+      x:ptr())
+    return x
+  end
+  local x = part.weights:rows(e.names[1], from + first, from + last, dtype)
   return dtype and x.dtype ~= dtype and x:to(dtype) or x
 end
 
--- The tensors of a part under canonical names: names, has, get, shape, dtype, bytes, raw, rows, prefetch, drop, prefix,
--- close, and the fields info (the part), metadata, format, path. close() closes the file.
+-- The tensors of a part under canonical names: names, has, get, shape, dtype, bytes, raw, matrix, rows, prefetch, drop,
+-- prefix, close, and the fields info (the part), metadata, format, path. close() closes the file.
 function checkpoint.view(part)
   local weights, fields = require "melies.weights", {}
   local w = part.weights
@@ -443,6 +455,13 @@ function checkpoint.view(part)
     return read(part, e)
   end
   function fields.rows(e, first, last, dtype) return read_rows(part, e, first, last, dtype) end
+  function fields.matrix(e)
+    if e.op or e.reshape then
+      local x = read(part, e)
+      return require("melies.nn").source(x:reshape(x.shape[1], -1))
+    end
+    return matrix(part, e)
+  end
   function fields.shape(e)
     local out = {}
     for i, d in ipairs(e.shape) do out[i] = d end

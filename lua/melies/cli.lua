@@ -106,7 +106,8 @@ end
 
 -- Each: { usage, help line, run(words, settings) -> exit code, text of more help }.
 local commands = {}
-local command_order = { "run", "repl", "list", "info", "cache", "help", "version", "golden", "bench" }
+local command_order = { "run", "repl", "list", "info", "convert", "cache", "help", "version", "golden", "bench",
+  "fake-checkpoint" }
 
 local function no_more(words, n, command)
   if words[n + 1] then stop(USAGE, "%s: unknown argument '%s'", command, words[n + 1]) end
@@ -256,7 +257,7 @@ commands.list = { "list [KIND]", "every plugin: samplers, schedules, guides, rec
     return OK
   end }
 
-commands.info = { "info FILE...", "what a film, an image or a file of weights holds",
+commands.info = { "info FILE...", "what a film, an image, a file or a folder of weights holds",
   function(words)
     if #words == 0 then stop(USAGE, "info: which file?") end
     local code = OK
@@ -372,6 +373,34 @@ commands.bench = { "bench [NAME...]", "measure speed and memory beside this mach
     return code or OK
   end }
 
+-- main(words, say) of another file: an exit code, and a message where it failed. It reads its options itself.
+local function elsewhere(module)
+  return function(words)
+    local code, message = require("melies." .. module).main(words, out)
+    if message then stop(code, "%s", message) end
+    return code
+  end
+end
+
+commands.convert = { "convert FILE|FOLDER -o OUT", "a checkpoint as one safetensors or GGUF file", elsewhere "convert",
+  "OUT ends with .safetensors or .gguf.\n"
+    .. "  --dtype TYPE     f32, bf16, f16; in GGUF also q8_0, q4_0, q4_1, q5_0, q5_1, q2_k ... q6_k\n"
+    .. "  --layout NAMES   wan (the default), comfyui, diffusers\n"
+    .. "  --part PART      which of several: dit, dit_low, text_encoder, autoencoder, image_encoder\n"
+    .. "  --quick          K-types without the search for the best scales\n"
+    .. "  --ignore-extra   leave out tensors that are not of the model",
+  own_options = true }
+
+commands["fake-checkpoint"] = { "fake-checkpoint NAME DIR", "a file with random values in a published model's layout",
+  elsewhere "fake",
+  "  --layout NAMES   wan (the default), comfyui, diffusers\n"
+    .. "  --dtype TYPE     as melies convert; the default is bf16\n"
+    .. "  --format gguf    GGUF (q8_0 where no type is given)\n"
+    .. "  --scale tiny     a small model of the same kind, also NAME-tiny\n"
+    .. "  --seed N         other values\n"
+    .. "  --shard SIZE     largest file of a diffusers folder (5 GB)",
+  own_options = true }
+
 -- ---- main -----------------------------------------------------------------------------------------
 
 local function run(words)
@@ -405,7 +434,7 @@ local function run(words)
   if name ~= "run" then
     if rest[1] == "--help" or rest[1] == "-h" then out(usage_of(name)) return OK end
     rest = take_options(settings, rest)
-    if name ~= "bench" and name ~= "cache" then no_options(rest, name) end
+    if not command.own_options and name ~= "bench" and name ~= "cache" then no_options(rest, name) end
     apply(settings)
   end
   return command[3](rest, settings)

@@ -93,6 +93,13 @@ function Source:matrix(name)
   return s.matrix(key)
 end
 
+-- f:scaled_matrix(name, factors): the same times another tensor of one value or one a row: fp8 with its scales.
+function Source:scaled_matrix(name, factors)
+  local s, key = find(self, name, 2)
+  local _, factor_key = find(self, factors, 2)
+  return s.scaled_matrix(key, factor_key)
+end
+
 -- f:rows(name, first, last, dtype): rows first..last of the outermost axis, without the memory for the others.
 function Source:rows(name, first, last, dtype)
   local s, key = find(self, name, 2)
@@ -206,6 +213,11 @@ local function file_source(open_handle, path)
   function fields.matrix(key)
     local box = ffi.new("mel_source*[1]")
     lib.check(C.mel_weights_source(handle, name_of(key), box, lib.err), 3)
+    return require("melies.nn").wrap_source(box[0])
+  end
+  function fields.scaled_matrix(key, factors)
+    local box = ffi.new("mel_source*[1]")
+    lib.check(C.mel_weights_scaled_source(handle, name_of(key), name_of(factors), box, lib.err), 3)
     return require("melies.nn").wrap_source(box[0])
   end
   function fields.shape(key)

@@ -11,6 +11,10 @@ MEL_API mel_status mel_noise_normal(
 // Uniform in [0, 1), same rules.
 MEL_API mel_status mel_noise_uniform(
     uint64_t seed, uint64_t stream, uint64_t offset, int ndim, const int64_t *shape, mel_tensor **out, mel_error *err);
+// Uniform in [low, high) into a dense f32 tensor, 24 bits a value, several times faster than the above, of the quality
+// that test data needs. Element i depends on (seed, stream, offset + i) alone.
+MEL_API mel_status mel_noise_hash_uniform(
+    uint64_t seed, uint64_t stream, uint64_t offset, double low, double high, mel_tensor *out, mel_error *err);
 // out = sum_i coefficients[i] * terms[i], 1 <= count <= 16, one pass; f32 tensors of one shape. A term with coefficient
 // 0 is not read.
 MEL_API mel_status mel_lincomb(
