@@ -25,7 +25,7 @@ local function weights(path)
     if not by_dtype[dtype] then by_dtype[dtype] = { 0, 0 } dtypes[#dtypes + 1] = dtype end
     by_dtype[dtype][1], by_dtype[dtype][2] = by_dtype[dtype][1] + 1, by_dtype[dtype][2] + count
   end
-  local known = require("melies.checkpoint").describe(f)
+  local known = require("melies.checkpoint").describe(f) or require("melies.lora").describe(path)
   local lines, parts = known and { known, "" } or {}, {}
   table.sort(dtypes)
   for _, dtype in ipairs(dtypes) do

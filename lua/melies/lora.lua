@@ -117,6 +117,18 @@ function M.load(path)
   return self
 end
 
+-- What `melies info` says of a file that is a LoRA; nil for another file.
+function M.describe(path)
+  local lora = M.load(path)
+  if not lora then return nil end
+  local said = { ("%s for %d module%s"):format(lora.kind == "lora" and "LoRA" or "LoRA (" .. lora.kind .. ")",
+    #lora.targets, #lora.targets == 1 and "" or "s") }
+  if lora.rank then said[#said + 1] = ("rank %d"):format(lora.rank) end
+  if lora.alpha then said[#said + 1] = ("alpha %g"):format(lora.alpha) end
+  if #lora.unknown > 0 then said[#said + 1] = ("%d keys of no known kind"):format(#lora.unknown) end
+  return ("%-12s %s"):format("model", table.concat(said, ", "))
+end
+
 -- ---- strengths --------------------------------------------------------------------------------------
 
 -- Strengths of phases differ between experts, each of which may vary or not.
@@ -190,11 +202,15 @@ local dtypes = {}
 for _, name in ipairs { "f32", "bf16", "f16", "s8", "u8", "s32", "i64" } do dtypes[tensor.dtype_code(name)] = name end
 local plain_types = { f32 = true, bf16 = true, f16 = true, f64 = true }
 
--- { base name = { { entry =, target = }, ... } } and the keys that fit nothing, or nil and a message.
+-- { base name = { { entry =, target = }, ... } }, how many fit, and a list of { path =, keys = that fit nothing }; or
+-- nil and a message.
 local function bind(weights, list)
-  local index, bound, matched, unmatched = names.index(weights), {}, 0, {}
+  local index, bound, matched, unmatched, told = names.index(weights), {}, 0, {}, {}
   for _, entry in ipairs(list) do
-    local lora, fits = entry.lora, 0
+    local lora, fits, misfits = entry.lora, 0, {}
+    -- A file that is used twice is told of once.
+    if not told[lora.path] then unmatched[#unmatched + 1] = { path = lora.path, keys = misfits } end
+    told[lora.path] = true
     for _, target in ipairs(lora.targets) do
       local found, free = index:lookup(target)
       for _, place in ipairs(found) do
@@ -204,22 +220,23 @@ local function bind(weights, list)
         table.insert(bound[place.name], { entry = entry, target = target, part = place.part })
         fits, matched = fits + 1, matched + 1
       end
-      for _, key in ipairs(free) do unmatched[#unmatched + 1] = key end
+      for _, key in ipairs(free) do misfits[#misfits + 1] = key end
     end
     if fits == 0 then
       return nil, ("%s: is for another model: none of its %d targets is in this one ('%s' ...)"):format(lora.path,
         #lora.targets, lora.targets[1].module)
     end
-    for _, key in ipairs(lora.unknown) do unmatched[#unmatched + 1] = key end
+    for _, key in ipairs(lora.unknown) do misfits[#misfits + 1] = key end
+    table.sort(misfits)
   end
   return bound, matched, unmatched
 end
 
 -- One line about keys that fit nothing: up to five names, and how many there are.
-local function unmatched_text(keys)
+local function unmatched_text(path, keys)
   local shown = {}
   for i = 1, math.min(5, #keys) do shown[i] = keys[i] end
-  return ("%d key%s of the LoRAs fit%s nothing in the model: %s%s"):format(#keys, #keys == 1 and "" or "s",
+  return ("%s: %d key%s fit%s nothing in the model: %s%s"):format(path, #keys, #keys == 1 and "" or "s",
     #keys == 1 and "s" or "", table.concat(shown, ", "), #keys > 5 and (" and %d more"):format(#keys - 5) or "")
 end
 
@@ -271,10 +288,12 @@ function M.apply(weights, list, opts)
   if not all then return nil, message end
   local bound, matched, unmatched = bind(weights, all)
   if not bound then return nil, matched end
-  local applied = setmetatable({ entries = all, matched = matched, unmatched = unmatched, notices = {},
-    varies = false },
+  local applied = setmetatable({ entries = all, matched = matched, unmatched = {}, notices = {}, varies = false },
     Applied)
-  if #unmatched > 0 then applied.notices[1] = unmatched_text(unmatched) end
+  for _, file in ipairs(unmatched) do
+    for _, key in ipairs(file.keys) do applied.unmatched[#applied.unmatched + 1] = key end
+    if #file.keys > 0 then table.insert(applied.notices, unmatched_text(file.path, file.keys)) end
+  end
   for _, entry in ipairs(all) do applied.varies = applied.varies or is_varying(entry.strength) end
 
   local base = weights.source

@@ -2,6 +2,7 @@
 --
 --   prompt.parse(text, { style=, seed=, wildcards= }) -> parsed          never fails: what is odd is in parsed.warnings
 --   prompt.at(parsed, step, steps) -> { { text=, weight=, key=, chunks= }, ... }   what is said at that step
+--   prompt.changes(parsed) -> whether it may say something else at another step
 --   prompt.encode(parsed, model, step, steps, { truncate= }) -> { { rows=, weight= }, ... } | nil, message
 --   prompt.conditions(parsed, model, { steps=, truncate= }) -> object for guides that follows the steps | nil, message
 --
@@ -415,6 +416,21 @@ local function flatten(list, weight, step, steps, chunks)
       flatten(node.items, inner, step, steps, chunks)
     end
   end
+end
+
+local function varies(list)
+  for _, node in ipairs(list) do
+    if node.options or node.place or node.items and varies(node.items) then return true end
+  end
+  return false
+end
+
+-- Whether the prompt may say something else at another step.
+function M.changes(parsed)
+  for _, condition in ipairs(parsed.conditions) do
+    if varies(condition.nodes) then return true end
+  end
+  return false
 end
 
 -- Blanks at the ends come from marks that were taken out; double ones likewise.

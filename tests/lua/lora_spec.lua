@@ -50,6 +50,8 @@ t.test("kohya: alpha / rank, names with underscores", function()
   t.eq(object.kind, "lora") t.eq(object.rank, R) t.eq(object.alpha, ALPHA) t.eq(#object.targets, 1)
   t.eq(object.bytes, (12 * R + R * 8 + 1) * 4)
   t.close(merged { { object, -1 } }, dense(-ALPHA / R), 1e-6, 1e-6)
+  t.ok(lora.describe(object.path):find("LoRA for 1 module, rank 4, alpha 2", 1, true), lora.describe(object.path))
+  t.eq(lora.describe(file(base)), nil)
 end)
 
 t.test("names: PEFT, ComfyUI's and diffusers' prefixes, diffusers' modules", function()
@@ -224,6 +226,7 @@ t.test("keys that fit nothing are named, and counted", function()
   t.close(got, dense(1), 1e-6, 1e-6)
   t.eq(#applied.unmatched, 8)
   local said = applied.notices[1]
+  t.eq(#applied.notices, 1)
   t.ok(said:find("8 keys", 1, true) and said:find("3 more", 1, true) and said:find("blocks.7.x1.diff", 1, true), said)
 end)
 
@@ -362,6 +365,10 @@ t.test("auto: beside where the base is quantised or a strength varies", function
   same(layer(x), plain(x))
   applied:seek(6, 10)
   t.close(layer(x), plain(x) + x:matmul(change, { transpose = true }) * 2, 1e-4, 1e-5)
+
+  view = assert(lora.apply(weights.from_table(base), { { file { [Q .. ".diff"] = change } } }))
+  layer = require("melies.modelkit").reader("probe", view):linear(Q, 12, 8, { compute = "f32", lazy = true })
+  t.ok(layer.adapters, "beside a weight that is read where it lies")
 
   local gguf = assert(weights.open(os.getenv "MELIES_ROOT" .. "/tests/golden/gguf_basic.gguf"))
   local tried = 0

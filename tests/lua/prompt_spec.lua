@@ -303,10 +303,17 @@ t.test("schedules: each text encoded once, in its steps", function()
   same(text:now()[1].rows, model:encode "a red ball")
   text:seek(5, 8)
   same(text:now()[1].rows, model:encode "a blue ball")
-  local seen, sigmas = {}, { 1, 0.75, 0.5, 0.25, 0 }
-  local denoise = prompt.follow(function(_, sigma) seen[#seen + 1] = text.step end, sigmas, { text })
+  t.eq(count, 2)
+  local seen, told, sigmas = {}, {}, { 1, 0.75, 0.5, 0.25, 0 }
+  local denoise = prompt.follow(function() seen[#seen + 1] = told[#told] end, sigmas,
+    { text, { seek = function(_, step, steps) told[#told + 1] = step + steps / 10 end } })
   for _, sigma in ipairs { 1, 0.9, 0.75, 0.6, 0.5, 0.25, 1 } do denoise(nil, sigma) end
-  t.eq(table.concat(seen, " "), "2 2 4 4 6 8 2")
+  t.eq(table.concat(seen, " "), "1.4 1.4 2.4 2.4 3.4 4.4 1.4")
+  t.eq(#told, 5)
+  -- A run with other steps than were told: what is said goes by the run's own.
+  text = assert(prompt.conditions(prompt.parse "a [red|blue] ball", model, { steps = 1 }))
+  text:seek(2, 4)
+  same(text:now()[1].rows, model:encode "a blue ball")
 end)
 
 t.test("AND: u + sum of w (c - u)", function()

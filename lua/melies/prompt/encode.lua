@@ -148,11 +148,12 @@ end
 local Conditions = {}
 Conditions.__index = Conditions
 
--- object:now() -> { { rows=, weight= }, ... } of the step that seek was last told; equal steps give the same tensors.
-function Conditions:now() return self.by_step[self.step] end
+-- object:now() -> { { rows=, weight= }, ... } of the step that seek was last told (at first step 1); where steps say the
+-- same they give the same tensors. seek raises a text that is too long only where the run has other steps than were told.
+function Conditions:now() return self.list end
 function Conditions:seek(step, steps)
-  if steps ~= #self.by_step then step = math.ceil(step * #self.by_step / steps) end
-  self.step = math.max(1, math.min(step, #self.by_step))
+  local list, message = M.encode(self.parsed, self.model, step, steps, self.opts, self.cache)
+  self.list = list or error("prompt: " .. message, 0)
 end
 
 -- Everything that the run will need, encoded now. A prompt that says one thing throughout gives its rows [L, D] alone.
@@ -160,15 +161,15 @@ end
 function M.conditions(parsed, model, opts)
   opts = opts or {}
   local steps = opts.steps or parsed.steps or 1
-  local cache, by_step, notice, same = {}, {}, nil, true
+  local own = { truncate = opts.truncate }
+  local cache, first, notice, same = {}, nil, nil, not prompt.changes(parsed)
   for step = 1, steps do
-    local list, message = M.encode(parsed, model, step, steps, { truncate = opts.truncate }, cache)
+    local list, message = M.encode(parsed, model, step, steps, own, cache)
     if not list then return nil, message end
-    notice, by_step[step] = notice or message, list
-    for i, entry in ipairs(list) do same = same and entry.rows == by_step[1][i].rows end
+    notice, first = notice or message, first or list
   end
-  if same and #by_step[1] == 1 and by_step[1][1].weight == 1 then return by_step[1][1].rows, notice end
-  return setmetatable({ by_step = by_step, step = 1 }, Conditions), notice
+  if same and #first == 1 and first[1].weight == 1 then return first[1].rows, notice end
+  return setmetatable({ parsed = parsed, model = model, opts = own, cache = cache, list = first }, Conditions), notice
 end
 
 return M
