@@ -176,7 +176,10 @@ function bench.run(options)
   return out
 end
 
--- melies bench [NAME] [--rounds N] [--json FILE] [--compare FILE]: an exit code, and a message where it failed.
+-- bench.accuracy(steps): what 8 bits, step caches and guidance intervals cost and save, as a table to stdout.
+function bench.accuracy(steps) return require "melies.bench.accuracy"(steps) end
+
+-- melies bench accuracy, or melies bench [NAME] [--rounds N] [--json FILE] [--compare FILE]: an exit code, and a message where it failed.
 function bench.main(words)
   local options, i = {}, 1
   while i <= #words do
@@ -198,6 +201,10 @@ function bench.main(words)
     options.rounds = tonumber(options.rounds)
     if not options.rounds or options.rounds < 1 or options.rounds % 1 ~= 0 then return 2,
       "bench: --rounds is a count from 1" end
+  end
+  if options.filter == "accuracy" then
+    bench.accuracy()
+    return 0
   end
   local result, message = bench.run(options)
   if not result then return 1, message end

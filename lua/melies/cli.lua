@@ -46,11 +46,11 @@ local options = {
     s.memory = n
   end, "memory to work within, such as 8G (default: what is free, less a reserve)" },
   compute = { "DTYPE", function(s, v)
-    if v ~= "f32" and v ~= "bf16" then
-      stop(USAGE, "--compute is '%s'; it should be f32 or bf16%s", v, suggest(v, { "f32", "bf16" }))
+    if v ~= "f32" and v ~= "bf16" and v ~= "s8" then
+      stop(USAGE, "--compute is '%s'; it should be f32, bf16 or s8%s", v, suggest(v, { "f32", "bf16", "s8" }))
     end
     s.compute = v
-  end, "f32 or bf16: how matrices are multiplied (default: bf16 where the processor has it)" },
+  end, "f32, bf16 or s8: how matrices are multiplied (default: bf16 where the processor has it)" },
   profile = { "FILE", function(s, v) s.profile = v end,
     "print where the time of a run went, and write a trace for Chrome or Perfetto to FILE (.json)" },
   quiet = { nil, function(s) s.quiet = true end, "no progress and no news, only warnings and errors" },

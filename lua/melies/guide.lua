@@ -13,7 +13,7 @@ local T = require "melies.tensor"
 local guide = {}
 
 -- What every guide takes besides its own parameters.
-local COMMON = { text = true, negative = true, first = true, interval = true }
+local COMMON = { text = true, negative = true, first = true, interval = true, cache = true }
 
 -- A text as the model encodes it.
 local function encoded(model, text, what, level)
@@ -62,6 +62,7 @@ end
 --   negative    what to go away from (default: the empty prompt); not used at scale 1
 --   scale, ...  the guide's own parameters, checked against its declaration
 --   first       first frames to hold: a latent [C, k, H, W], an image or frames
+--   cache       a step cache (melies.step_cache.make)
 --   interval    { low, high }: guidance only at sigmas from low to high (Kynkäänniemi et al. 2024)
 function guide.make(name, model, opts)
   local plugin, message = name, nil
@@ -106,7 +107,7 @@ function guide.make(name, model, opts)
     for i, condition in ipairs(conditions) do texts[i] = condition.rows end
     local plain = params.scale == 1 or sigma < low or sigma > high
     if not plain or #conditions > 1 or conditions[1].weight ~= 1 then texts[#texts + 1] = now(negative)[1].rows end
-    local predictions = model:predict(x, sigma, texts)
+    local predictions = model:predict(x, sigma, texts, { cache = opts.cache })
     local uncond = predictions[#conditions + 1]
     local cond = compose(conditions, predictions, uncond)
     if plain then

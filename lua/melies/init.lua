@@ -4,10 +4,14 @@ local C = lib.C
 
 local melies = { version = lib.version }
 
--- melies.compute(): the dtype of matrix work, "bf16" or "f32". melies.set_compute(dtype) changes it.
-function melies.compute() return tonumber(C.mel_compute()) == 1 and "bf16" or "f32" end
+-- melies.compute(): the dtype of matrix work, "bf16", "f32" or "s8" (8 bits in the large matrices of models that know
+-- it, bf16 elsewhere). melies.set_compute(dtype) changes it for what is loaded from then on.
+local eight = false
+function melies.compute() return eight and "s8" or tonumber(C.mel_compute()) == 1 and "bf16" or "f32" end
 function melies.set_compute(dtype)
-  lib.check(C.mel_set_compute(require("melies.tensor").dtype_code(dtype), lib.err))
+  local code = require("melies.tensor").dtype_code(dtype == "s8" and "bf16" or dtype)
+  lib.check(C.mel_set_compute(code, lib.err))
+  eight = dtype == "s8"
 end
 -- melies.threads(n): sets (0: one a core) or tells the number of threads.
 function melies.threads(count)

@@ -80,7 +80,7 @@ function Job:defaults(model)
   return p
 end
 
--- Parameters of the chosen plugin, given as --sampler.eta: kind is "sampler", "schedule" or "guide".
+-- Parameters of the chosen plugin, given as --sampler.eta: kind is "sampler", "schedule", "guide" or "step_cache".
 function Job:plugin_params(kind)
   local all = recipe.params(self.recipe)
   if not all[kind] then return {} end
@@ -176,6 +176,11 @@ function Job:guide(model, opts)
   local params = self:plugin_params("guide")
   for key, value in pairs(opts) do params[key] = value end
   if params.scale == nil then params.scale = p.guidance end
+  params.interval = params.interval or p.guidance_interval
+  if p.step_cache then
+    self.step_cache = made_of_values(require("melies.step_cache").make, p.step_cache, self:plugin_params("step_cache"))
+    params.cache = self.step_cache
+  end
   return made_of_values(require("melies.guide").make, p.guide or "cfg", model, params)
 end
 

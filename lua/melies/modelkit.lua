@@ -162,8 +162,10 @@ function kit.agree(model, config, names, found, where)
   return found
 end
 
--- The options of load: compute ("f32" or "bf16", by default melies.compute()), trace(name, tensor), and lazy, with
+-- The options of load: compute ("f32", "bf16" or "s8", by default melies.compute()), trace(name, tensor), and lazy, with
 -- which the model keeps no packed copy of its large matrices: true for all, or a count of blocks that it keeps.
+-- Returns the dtype of activations and of most matrices, trace, and the dtype of the large matrices where the model
+-- knows 8 bits.
 function kit.options(model, options)
   options = options or {}
   for name in pairs(options) do
@@ -172,10 +174,10 @@ function kit.options(model, options)
     end
   end
   local compute = options.compute or melies.compute()
-  if compute ~= "f32" and compute ~= "bf16" then
-    error(("%s: compute is '%s', wanted 'f32' or 'bf16'"):format(model, tostring(compute)), 3)
+  if compute ~= "f32" and compute ~= "bf16" and compute ~= "s8" then
+    error(("%s: compute is '%s', wanted 'f32', 'bf16' or 's8'"):format(model, tostring(compute)), 3)
   end
-  return compute, options.trace
+  return compute == "s8" and "bf16" or compute, options.trace, compute
 end
 
 -- ---- autoencoders ---------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@
 --   model:set_loras(list)                    -> applied | nil, message   (docs/lora.md)
 --   model:latent_shape{ frames, height, width } -> { C, T, H, W } | nil, message
 --   model:frame_count(T)                     -> frames of T latent frames
---   model:predict(x, sigma, texts)           -> { raw prediction [C, T, H, W] for each text }, one forward
+--   model:predict(x, sigma, texts, { cache= }) -> { raw prediction [C, T, H, W] for each text }, one forward
 --   model:to_x0(x, sigma, prediction)        -> estimate of the clean latent
 --   model:add_noise(latent, noise, sigma)    -> the noised latent of that sigma
 --   model:decode(latent)                     -> frames [N, H, W, 3], f32 in [0, 1]
@@ -262,9 +262,10 @@ local function context_of(model, texts)
   return model.last_context
 end
 
-function Model:predict(x, sigma, texts)
+function Model:predict(x, sigma, texts, options)
   if x.ndim ~= 4 then error(("predict: x has %d dimensions, not [C, T, H, W]"):format(x.ndim), 2) end
-  local out = self.dit:forward(x:unsqueeze(1), sigma * self.time_scale, context_of(self, texts))
+  local out = self.dit:forward(x:unsqueeze(1), sigma * self.time_scale, context_of(self, texts),
+    options and options.cache and { cache = options.cache, sigma = sigma })
   local predictions = {}
   for i = 1, #texts do predictions[i] = out:select(1, i) end
   return predictions

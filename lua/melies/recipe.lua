@@ -32,7 +32,7 @@ local function refusal(message, code)
   return nil, #message > 600 and message:sub(1, 600) .. "..." or message, code
 end
 
-local plugin_kinds = { sampler = true, schedule = true, guide = true }
+local plugin_kinds = { sampler = true, schedule = true, guide = true, step_cache = true }
 
 local function readable(path)
   local f, message = io.open(path, "rb")
@@ -224,6 +224,8 @@ function M.generation(own)
     schedule = { "schedule", from_model = true, help = "melies list schedules" },
     shift = { "number", from_model = true, min = 0.01, max = 100, help = "shift of the flow schedule" },
     guide = { "guide", from_model = true, help = "melies list guides" },
+    step_cache = { "step_cache", help = "leave out what changes little between steps: melies list step_caches" },
+    guidance_interval = { "list", of = "number", help = "LOW,HIGH: guidance only at sigmas in between" },
     guidance = { "number", from_model = true, min = 0, max = 100, help = "how strongly the prompt steers; 1 is off" },
     truncate = { "boolean", default = false, help = "cut a prompt that is longer than the model takes" },
     prompt_style = { "enum", choices = { "comfyui", "a1111", "plain" }, default = "comfyui",
@@ -243,7 +245,7 @@ M.generation_order = { "prompt", "negative", "model", "frames", "seconds", "size
 
 local metavar = {
   string = "TEXT", text = "TEXT", integer = "N", number = "X", file = "FILE", image = "IMAGE", video = "VIDEO",
-  model = "MODEL", sampler = "NAME", schedule = "NAME", guide = "NAME", size = "WxH", seconds = "SECONDS",
+  model = "MODEL", sampler = "NAME", schedule = "NAME", guide = "NAME", step_cache = "NAME", size = "WxH", seconds = "SECONDS",
   output = "FILE", list = "A,B,...", loras = "FILE:X",
 }
 

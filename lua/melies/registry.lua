@@ -12,10 +12,11 @@ local registry = {}
 
 registry.API = 1
 
-local FOLDERS = { sampler = "samplers", schedule = "schedules", guide = "guides", recipe = "recipes" }
-local KINDS = { "sampler", "schedule", "guide", "recipe" }
+local FOLDERS = { sampler = "samplers", schedule = "schedules", guide = "guides", recipe = "recipes",
+  step_cache = "step_caches" }
+local KINDS = { "sampler", "schedule", "guide", "step_cache", "recipe" }
 -- The function that a plugin of the kind must bring.
-local ENTRY = { sampler = "run", schedule = "sigmas", guide = "combine", recipe = "run" }
+local ENTRY = { sampler = "run", schedule = "sigmas", guide = "combine", step_cache = "decide", recipe = "run" }
 -- Types of parameters and what they are in Lua. A recipe's declaration may have more (recipe.lua).
 local PARAM_TYPES = { number = "number", integer = "number", boolean = "boolean", string = "string", enum = "string",
   list = "table" }

@@ -335,7 +335,8 @@ function Net:check_latent(latent, t, context)
   end
 end
 
--- options: first_frame, the number of frames before these; caches, keep(k, v) for every block.
+-- options: first_frame, the number of frames before these; caches, keep(k, v) for every block; cache, a step cache
+-- (melies.step_cache), with sigma, which tells it the noise level.
 function Net:forward(latent, t, context, options)
   options = options or {}
   t = ditkit.times_of_samples(t, type(context) == "table" and context.batch)
@@ -364,10 +365,23 @@ function Net:forward(latent, t, context, options)
   local view = x:reshape(batch, groups, x.shape[2] / groups, self.dim)
   -- The collector lets garbage grow by half of all that is alive, weights included: large blocks collect at their end.
   local large = batch * x.shape[2] * self.ffn > 2 ^ 24
+  local cache = options.cache
+  local before, seen = cache and x:clone(), nil
   for i = 1, #self.blocks do
     self:run_block(i, x, view, e0, context, cos, sin, options.caches and options.caches[i])
     if large then collectgarbage() end
+    if cache and i == 1 then
+      seen = { first = x - before, time = e0, sigma = options.sigma }
+      local rest = cache:reuse(seen)
+      if rest then
+        x:add_(rest)
+        seen = nil
+        break
+      end
+      before = x:clone()
+    end
   end
+  if seen then cache:keep(seen, x - before) end
   self:note("last_block_out", x)
 
   local m = modulation(self.head_modulation, e:reshape(batch, groups, 1, self.dim))
@@ -392,7 +406,7 @@ function Net:causal(options) return require("melies.models.wan_causal").stream(s
 -- ---- loading ----------------------------------------------------------------------------------------------------
 
 local function load_block(r, index, net, ffn, lazy)
-  local dim, compute = net.dim, { compute = net.dtype, lazy = lazy }
+  local dim, compute, once = net.dim, { compute = net.matrix, lazy = lazy }, { compute = net.dtype, lazy = lazy }
   local function at(name) return ("blocks.%d.%s"):format(index, name) end
   local function linear(name, outputs, inputs) return r:linear(at(name), outputs or dim, inputs or dim, compute) end
   local block = {
@@ -401,8 +415,9 @@ local function load_block(r, index, net, ffn, lazy)
     self_v = linear "self_attn.v", self_o = linear "self_attn.o",
     self_norm_q = r:take_f32(at "self_attn.norm_q.weight", { dim }),
     self_norm_k = r:take_f32(at "self_attn.norm_k.weight", { dim }),
-    cross_q = linear "cross_attn.q", cross_k = linear "cross_attn.k",
-    cross_v = linear "cross_attn.v", cross_o = linear "cross_attn.o",
+    -- The text's keys and values are computed once a prompt: 8 bits would win nothing there.
+    cross_q = linear "cross_attn.q", cross_k = r:linear(at "cross_attn.k", dim, dim, once),
+    cross_v = r:linear(at "cross_attn.v", dim, dim, once), cross_o = linear "cross_attn.o",
     cross_norm_q = r:take_f32(at "cross_attn.norm_q.weight", { dim }),
     cross_norm_k = r:take_f32(at "cross_attn.norm_k.weight", { dim }),
     norm3_weight = r:take_f32(at "norm3.weight", { dim }),
@@ -433,7 +448,7 @@ end
 
 local function load(weights, config, options)
   config = config or {}
-  local compute, trace = kit.options(NAME, options)
+  local compute, trace, matrix_dtype = kit.options(NAME, options)
   local r = kit.reader(NAME, weights, { anchor = "patch_embedding.weight" })
   local function agree(names, found, where) return kit.agree(NAME, config, names, found, where) end
 
@@ -444,7 +459,7 @@ local function load(weights, config, options)
   end
   local dim = agree({ "dim" }, shape[1], "patch_embedding.weight")
   local net = setmetatable({
-    name = NAME, dtype = compute, trace = trace, dim = dim, patch = { shape[3], shape[4], shape[5] },
+    name = NAME, dtype = compute, matrix = matrix_dtype, trace = trace, dim = dim, patch = { shape[3], shape[4], shape[5] },
     in_channels = agree({ "in_channels", "in_dim" }, shape[2], "patch_embedding.weight"),
     text_dim = agree({ "text_dim" }, r:shape("text_embedding.0.weight")[2], "text_embedding.0.weight"),
     freq_dim = agree({ "freq_dim" }, r:shape("time_embedding.0.weight")[2], "time_embedding.0.weight"),
