@@ -179,7 +179,8 @@ end
 -- bench.accuracy(steps): what 8 bits, step caches and guidance intervals cost and save, as a table to stdout.
 function bench.accuracy(steps) return require "melies.bench.accuracy"(steps) end
 
--- melies bench accuracy, or melies bench [NAME] [--rounds N] [--json FILE] [--compare FILE]: an exit code, and a message where it failed.
+-- melies bench accuracy, or melies bench [NAME] [--rounds N] [--json FILE] [--compare FILE]: an exit code, and a
+-- message where it failed.
 function bench.main(words)
   local options, i = {}, 1
   while i <= #words do
