@@ -40,6 +40,8 @@ local home = {
   regex = "text",
   text = "text",
   media = "media",
+  filter = "media",
+  video = "video",
 }
 -- What the files of a folder may include of ours. kernels see nothing but each other.
 local sees = {
@@ -51,7 +53,8 @@ local sees = {
   text = set "base text",
   weights = set "base tensor weights text",
   media = set "base tensor media",
-  host = set "base tensor ops sample weights text media host",
+  video = set "base tensor video kernels",
+  host = set "base tensor ops sample weights text media video host",
 }
 -- What an include begins with, and the folders that may have it.
 local foreign = {
@@ -170,7 +173,8 @@ end)
 
 t.test("a plugin file names its interface first", function()
   local wrong = {}
-  local folders = "lua/melies/samplers lua/melies/schedules lua/melies/guides lua/melies/models recipes"
+  local folders = "lua/melies/samplers lua/melies/schedules lua/melies/guides lua/melies/models lua/melies/passes "
+    .. "lua/melies/checks lua/melies/transitions recipes"
   for _, path in ipairs(files(folders, "%.lua$")) do
     local first = lines_of(path)[1] or ""
     if not first:find("^%-%- melies%-api: 1%s*$") then wrong[#wrong + 1] = path .. ": " .. first end

@@ -1,0 +1,3 @@
+// Optical flow for any processor.
+#define FLOW_KERNELS flow_kernels_plain
+#include "flow.inc"
