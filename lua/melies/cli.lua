@@ -225,7 +225,7 @@ commands.repl = { "repl", "a Lua prompt with everything loaded; lines from stand
 
 local function first_line(text) return (tostring(text or ""):match "^[^\n]*") end
 
-commands.list = { "list [KIND]", "every plugin: samplers, schedules, guides, recipes, and where it comes from",
+commands.list = { "list [KIND]", "every plugin: samplers, recipes, passes, checks ..., and where it comes from",
   function(words)
     local registry = require "melies.registry"
     local kinds, kind = registry.kinds(), words[1]
@@ -233,8 +233,8 @@ commands.list = { "list [KIND]", "every plugin: samplers, schedules, guides, rec
     if kind then
       local names, found = {}, nil
       for _, k in ipairs(kinds) do
-        names[#names + 1] = k .. "s"
-        if kind == k or kind == k .. "s" then found = { k } end
+        names[#names + 1] = registry.folder(k)
+        if kind == k or kind == registry.folder(k) then found = { k } end
       end
       if not found then
         stop(USAGE, "list: no kind '%s'%s (%s)", kind, suggest(kind, names), table.concat(names, ", "))
@@ -244,7 +244,7 @@ commands.list = { "list [KIND]", "every plugin: samplers, schedules, guides, rec
     local term = require "melies.term"
     local width = term.isatty(1) and term.size(1) or math.huge -- a pipe gets the whole line
     for i, k in ipairs(kinds) do
-      if #kinds > 1 then out((i > 1 and "\n" or "") .. k .. "s") end
+      if #kinds > 1 then out((i > 1 and "\n" or "") .. registry.folder(k)) end
       for _, entry in ipairs(registry.list(k)) do
         out(term.cut(("  %-22s %-12s %s"):format(entry.name, entry.origin, first_line(entry.help)), width))
         for _, path in ipairs(entry.shadows or {}) do out(("  %-22s stands before %s"):format("", path)) end

@@ -1,8 +1,8 @@
--- Finds plugins: samplers, schedules, guides and recipes are tables that Lua files return.
+-- Finds plugins: samplers, schedules, guides, recipes, passes, checks and transitions are tables that Lua files return.
 --
 -- Search order, first hit wins: every --plugin-path, the project's folder (./melies), the user's configuration folder
--- ($MELIES_CONFIG, or melies/ in $XDG_CONFIG_HOME, or ~/.config/melies), the built-ins. Each of these has samplers/,
--- schedules/, guides/ and recipes/; a plugin file may also lie directly in a --plugin-path folder, or be named
+-- ($MELIES_CONFIG, or melies/ in $XDG_CONFIG_HOME, or ~/.config/melies), the built-ins. Each of these has a folder for
+-- each kind (samplers/, recipes/, passes/ ...); a plugin file may also lie directly in a --plugin-path folder, or be named
 -- itself. Folders are read anew at every call, so a file that was dropped in a moment ago is found; a file that was
 -- read once is read again only after registry.reload(). What cannot be used is kept in registry.problems() and
 -- disturbs nothing else.
@@ -13,10 +13,11 @@ local registry = {}
 registry.API = 1
 
 local FOLDERS = { sampler = "samplers", schedule = "schedules", guide = "guides", recipe = "recipes",
-  step_cache = "step_caches" }
-local KINDS = { "sampler", "schedule", "guide", "step_cache", "recipe" }
+  step_cache = "step_caches", pass = "passes", check = "checks", transition = "transitions" }
+local KINDS = { "sampler", "schedule", "guide", "step_cache", "recipe", "pass", "check", "transition" }
 -- The function that a plugin of the kind must bring.
-local ENTRY = { sampler = "run", schedule = "sigmas", guide = "combine", step_cache = "decide", recipe = "run" }
+local ENTRY = { sampler = "run", schedule = "sigmas", guide = "combine", step_cache = "decide", recipe = "run", pass = "new",
+  check = "new", transition = "run" }
 -- Types of parameters and what they are in Lua. A recipe's declaration may have more (recipe.lua).
 local PARAM_TYPES = { number = "number", integer = "number", boolean = "boolean", string = "string", enum = "string",
   list = "table" }
@@ -301,6 +302,12 @@ function registry.kinds()
   local copy = {}
   for i, kind in ipairs(KINDS) do copy[i] = kind end
   return copy
+end
+
+-- The folder of a kind's plugins, which is also its plural.
+function registry.folder(kind)
+  check_kind(kind, 2)
+  return FOLDERS[kind]
 end
 
 -- Entries { name, kind, path, origin, help, shadows = { paths }, plugin }, sorted by name; of every kind without one.

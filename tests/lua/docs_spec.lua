@@ -36,7 +36,7 @@ local function run_lua(block, name, folder)
   env._G = env
   local result = setfenv(chunk, env)()
   if type(result) == "table" and result.kind then
-    local into = ("%s/melies/%ss"):format(folder, result.kind)
+    local into = ("%s/melies/%s"):format(folder, melies.registry.folder(result.kind))
     os.execute("mkdir -p '" .. into .. "'")
     local f = assert(io.open(("%s/%s.lua"):format(into, result.name), "w"))
     f:write(block.text, "\n")
