@@ -213,8 +213,13 @@ end
 -- base (f32, any shape) with the change at a strength.
 function M.add(lora, target, part, base, strength)
   if part == "bias" then return T.lincomb { 1, base, strength, bias_delta(lora, target):reshape(base.shape) } end
-  local wanted, change = base.shape, delta(lora, target)
-  if target.keys.dora then
+  local wanted, keys = base.shape, target.keys
+  if target.kind == "lora" and not keys.mid and not keys.dora then -- without a third matrix of that size
+    local x = flat(f32(lora, target, "up")):matmul(flat(f32(lora, target, "down")), { alpha = target.scale * strength })
+    return x:reshape(wanted):add_(base)
+  end
+  local change = delta(lora, target)
+  if keys.dora then
     change = decomposed(lora, target, base:reshape(wanted[1], -1), change, wanted)
   end
   return T.lincomb { 1, base, strength, change:reshape(wanted) }
