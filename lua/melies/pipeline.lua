@@ -93,7 +93,8 @@ local function load_parts(model, folder, config)
     local ok, net = pcall(module.load, weights, settings)
     if not ok then return nil, ("%s: %s: %s"):format(folder, part, tostring(net)) end
     model[part] = net
-    model.sources[part] = { module = module, weights = weights, settings = settings }
+    model.sources[part] = { module = module, weights = weights, settings = settings,
+      options = { compute = require("melies").compute() } }
   end
   for _, pair in ipairs {
     { "dit", model.dit.out_channels, "autoencoder", model.autoencoder.latent_channels, "latent channels" },
@@ -213,8 +214,8 @@ function Model:set_loras(list)
   self.dit, self.last_texts, self.last_context = nil, nil, nil
   collectgarbage()
   collectgarbage() -- finalizers queued by the first run at their end
-  local ok, net = pcall(source.module.load, weights, source.settings)
-  self.dit = ok and net or source.module.load(source.weights, source.settings)
+  local ok, net = pcall(source.module.load, weights, source.settings, source.options)
+  self.dit = ok and net or source.module.load(source.weights, source.settings, source.options)
   self.lora_key, self.loras = ok and key or "", ok and applied or no_loras
   if not ok then return nil, tostring(net) end
   return applied

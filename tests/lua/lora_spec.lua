@@ -454,4 +454,20 @@ t.test("the starter: notices and refusals", function()
   t.eq(#values.lora, 2) t.eq(values.lora[1].strength, 0.5) t.eq(values.lora[2].strength, 1)
 end)
 
+t.test("the starter in bf16 and in 8 bits, merged and beside", function()
+  local path = file(for_starter())
+  for _, compute in ipairs { "bf16", "s8" } do
+    if pcall(melies.set_compute, compute) then
+      local plain, whole = assert(film()), assert(film { lora = path .. ":0.8" })
+      local beside = assert(film { lora = path .. ":0.8@0" })
+      t.eq(whole:nonfinite() + beside:nonfinite(), 0)
+      t.ok((whole - plain):abs():mean() > 0.02, compute .. " changes")
+      t.ok((beside - whole):abs():mean() < 0.3 * (whole - plain):abs():mean(), compute .. ": beside is as merged")
+      same(assert(film()), plain, compute .. " unloaded")
+      melies.pipeline.forget()
+    end
+  end
+  melies.set_compute "f32"
+end)
+
 t.finish()

@@ -233,8 +233,8 @@ end
 function M.adapter(b, options, base)
   local nn = require "melies.nn"
   local lora, target, entry = b.entry.lora, b.target, b.entry
-  local c = options.compute
-  local compute = { compute = (c == "f32" or c == "bf16") and c or nil } -- small beside a base in 8 bits
+  local c = options.compute or require("melies").compute()
+  local compute = { compute = c == "s8" and "bf16" or c } -- small beside a base in 8 bits
   local run
   if target.kind == "lora" and not target.keys.dora and not target.keys.mid then
     local up = flat(f32(lora, target, "up"))
