@@ -336,7 +336,7 @@ end
 
 function Stream:step(x, last)
   local net = self.net
-  local y = net:run(net.decoder_layers, x, self.states, { last = last, timestep = self.timestep * 1000 })
+  local y = net:run(net.decoder_layers, x, self.states, { last = last, timestep = self.timestep * net.time_scale })
   if not y then return nil end
   y = kit.unpatchify(y:squeeze(1), net.patch)
   if net.trace then net.trace("decoded_unclamped", y) end
@@ -391,7 +391,9 @@ local function load(weights, config, options)
     net.decoder_layers, factor = load_half(r, "decoder", net, { compute = compute, replicate = replicate,
       causal = config.causal_decoder == true })
     pixels = r:shape("decoder.conv_out.conv.weight")[1]
-    r:ignore "decoder.timestep_scale_multiplier"
+    net.time_scale = 1000
+    local scale = "decoder.timestep_scale_multiplier"
+    if r:has(scale) then net.time_scale = r:take_f32(scale, #r:shape(scale) == 0 and {} or { 1 }):item() end
   end
   if r:has "encoder.conv_in.conv.weight" then
     net.encoder_layers, factor = load_half(r, "encoder", net, { compute = compute, replicate = replicate,
