@@ -68,7 +68,7 @@ local tiny = {
   taehv = function(c)
     return { encoder = 8, decoder = { 16, 16, 8, 8 }, latent = c.latent, patch = c.patch, pool = c.pool, grow = c.grow }
   end,
-  clip_vision = function() return { width = 64, patch = 7, tokens = 17, layers = 3, mlp = 256, out = 32 } end,
+  clip_vision = function() return { width = 160, patch = 7, tokens = 17, layers = 3, mlp = 256, out = 32 } end,
 }
 
 function fake.names()

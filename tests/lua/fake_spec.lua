@@ -101,6 +101,40 @@ t.test("one model in every layout and precision: the same values", function()
   end
 end)
 
+t.test("models run from every layout: the same output within the precision", function()
+  local T = melies.tensor
+  local function each(name, kind, run, cases)
+    local want
+    for _, case in ipairs(cases) do
+      local folder = make(name .. "-tiny", case[1])
+      local w = assert(checkpoint.open(folder, { part = kind }))
+      local net = require("melies.models." .. w.info.model).load(w, w.info.config, { compute = "f32" })
+      local got = run(net)
+      if not want then
+        want = got
+        t.eq(got:nonfinite(), 0, name)
+        t.ok(got:std() > 1e-3 and got:std() < 100, name .. " " .. got:std())
+      else
+        local d = (got - want):norm() / want:norm()
+        t.ok(d <= case[2], ("%s %s %s: %g"):format(name, case[1].layout or "", case[1].dtype or "", d))
+      end
+    end
+  end
+  local exact = { { { dtype = "f32" } }, { { dtype = "f32", layout = "diffusers" }, 0 }, { { dtype = "f32", format = "gguf" }, 0 },
+    { { dtype = "f32", layout = "comfyui" }, 0 }, { { dtype = "bf16" }, 0.05 }, { { dtype = "q8_0" }, 0.08 } }
+  each("wan2.1-t2v-1.3b", "dit", function(net)
+    local text = T.noise({ 5, 64 }, { seed = 1 })
+    return net:forward(T.noise({ 1, 16, 2, 4, 6 }, { seed = 2 }), 500, net:context { text })
+  end, exact)
+  each("umt5-xxl", "text_encoder", function(net) return net:encode { 5, 17, 300, 1 } end, exact)
+  each("wan2.1-vae", "autoencoder", function(net)
+    return net:decode(T.noise({ 16, 2, 2, 2 }, { seed = 3 }))
+  end, exact)
+  each("clip-vision", "image_encoder", function(net)
+    return net:encode(T.uniform({ 28, 28, 3 }, { seed = 4 }))
+  end, exact)
+end)
+
 t.test("seeds, and values as they should be", function()
   local _, a = make("umt5-tiny", { dtype = "f32" })
   local _, b = make("umt5-tiny", { dtype = "f32", seed = 1 })

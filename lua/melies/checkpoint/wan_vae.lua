@@ -179,7 +179,7 @@ end
 return {
   architecture("wan_vae", "wan_vae", { "decoder.upsamples.0.residual.2.weight", "decoder.upsamples.3.resample.1.weight" },
     tensors_21, diffusers_21, variant_21),
-  architecture("wan_vae_22", "wan_vae_22",
+  architecture("wan_vae_22", "wan_vae22",
     { "decoder.upsamples.0.upsamples.3.resample.1.weight", "decoder.upsamples.1.upsamples.3.time_conv.weight" },
     tensors_22, diffusers_22, variant_22),
 }
