@@ -169,7 +169,8 @@ local function try(file, architecture, layout, prefix)
   local config, needed = architecture.config(at)
   if not config then
     part.config, part.unsized = {}, needed
-    part.missing[1] = needed
+    local _, absent = resolve(file, prefix, layout, needed)
+    part.missing[1] = absent or needed
     return part
   end
   part.config = config
@@ -196,6 +197,7 @@ local function try(file, architecture, layout, prefix)
     end
   end
   part.variant, part.text = architecture.variant(config, part)
+  if architecture.model_of then part.model = architecture.model_of(config, part) end
   return part
 end
 
@@ -317,7 +319,7 @@ function checkpoint.parts(weights)
       for _, part in ipairs(left) do if name:sub(1, #part.prefix) == part.prefix then owner = nil end end
       if owner then
         if is_ignored(file, owner, name) then owner.ignored = owner.ignored + 1
-        else owner.extra[#owner.extra + 1] = name end
+        elseif not owner.unsized then owner.extra[#owner.extra + 1] = name end
       end
     end
   end

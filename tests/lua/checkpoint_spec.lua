@@ -119,6 +119,7 @@ t.test("one file with two models, and a model beside its moving average", functi
   end
   local part = assert(checkpoint.detect(weights.from_table(wan)))
   t.eq(part.prefix, "generator_ema.model.")
+  t.eq(part.model, "wan_causal")
   t.eq(#part.others, 0)
   t.eq(checkpoint.problems(part), nil)
 end)
@@ -187,6 +188,11 @@ t.test("scaled fp8: a factor a tensor, a factor a row", function()
   for r = 1, 5 do t.near(got:get((r - 1) * columns + 4), scale:get(r), 1e-6) end
   local some = w:rows(other, 3, 5, "f32")
   t.close(some, got:slice(1, 3, 5), 0)
+  -- a layer reads the scaled rows where they lie
+  local x = T.noise({ 4, columns }, { seed = 5 })
+  local layer = melies.nn.linear(w:matrix(other), nil, { compute = "f32" })
+  t.close(layer(x), x:matmul(got, { transpose = true }), 1e-4)
+  tensors["blocks.1.ffn.2.weight_scale"] = T.of({ 1, 2, 3 }, { 3 })
 end)
 
 t.test("broken checkpoints: one message that names what is wrong", function()
@@ -236,6 +242,22 @@ t.test("what is no model", function()
   t.ok(message:find("c.txt", 1, true), message)
   _, message = checkpoint.scan(t.folder())
   t.ok(message:find("no file with weights", 1, true), message)
+end)
+
+t.test("malformed files: one line each", function()
+  local p = io.popen("ls " .. golden .. "malformed/*.safetensors " .. golden .. "malformed/*.gguf " .. golden .. "malformed/*.pth")
+  local n = 0
+  for path in p:lines() do
+    n = n + 1
+    local w, message = checkpoint.open(path)
+    t.ok(not w and message and not message:find "\n" and message:find(path:match "[^/]+$", 1, true), path)
+    local text, why = checkpoint.describe(path)
+    t.ok(not text and why, path)
+  end
+  p:close()
+  t.ok(n > 80, n .. " files")
+  local facts = assert(checkpoint.parts(weights.from_table { ["x.blocks.0.self_attn.q.weight"] = T.zeros { 2, 2 } }))
+  t.ok(checkpoint.problems(facts[1]):find("'x.patch_embedding.weight'", 1, true))
 end)
 
 local function shards(folder, tensors, split)

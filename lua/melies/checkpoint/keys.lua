@@ -8,7 +8,8 @@
 --   config(at)          sizes from shapes, or nil and the tensor that was needed; at(canonical) -> shape or nil,
 --                       at.count(pattern) -> blocks, at.has(canonical)
 --   tensors(config)     a list of { name =, shape =, kind =, optional =, scale =, block = }, in canonical names
---   variant(config)     a short name and, where it helps, a sentence
+--   variant(config, part)  a short name and, where it helps, a sentence
+--   model_of(config, part) the file of melies/models where it is not always the same one
 --
 -- rename gives a name, or a table where the stored tensor is not the canonical one:
 --   { op = "concat", names... }      rows of several tensors one below the other

@@ -120,4 +120,5 @@ return {
       ignore = { "^rope%.", "^condition_embedder%.image_embedder%.pos_embed_" } },
   },
   config = config, tensors = tensors, variant = variant,
+  model_of = function(_, part) return part.prefix:find "generator" and "wan_causal" or "wan_dit" end,
 }
