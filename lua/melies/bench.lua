@@ -108,6 +108,17 @@ part { name = "starter film, 17 frames, 20 steps, guidance", film = true, setup 
   end
 end }
 
+for _, p in ipairs(require "melies.bench.models") do part(p) end
+
+-- The arithmetic of one run, from the spans of its operations.
+local function count_flop(run)
+  local profile, flop = require "melies.profile", 0
+  profile.start()
+  run()
+  for _, span in ipairs(profile.stop()) do flop = flop + span.flop end
+  return flop
+end
+
 -- ---- running ---------------------------------------------------------------------------------------
 
 local option_names = { filter = true, rounds = true, json = true, compare = true }
@@ -144,11 +155,11 @@ function bench.run(options)
       collectgarbage()
       collectgarbage()
       local run = p.setup()
-      run()
+      if p.counted then p.flop = count_flop(run) else run() end
       C.mel_mem_reset_peak()
       local live = tonumber(C.mel_mem_live())
       local times, ratios = {}, {}
-      for i = 1, p.film and 3 or rounds do
+      for i = 1, p.slow and 2 or p.film and 3 or rounds do
         local reference = p.flop and probes[p.dtype]() or p.bytes and probes.bandwidth()
         times[i] = seconds(run)
         if p.flop then ratios[i] = p.flop / times[i] / 1e9 / reference

@@ -141,6 +141,25 @@ local function entries_of(model, seed)
   return list
 end
 
+-- fake.weights(name, config): the same values in memory, made as they are taken; config overrides sizes (layers = 2).
+function fake.weights(name, config)
+  local model, message = fake.model(name)
+  if not model then error(message, 2) end
+  local sizes = {}
+  for key, value in pairs(model.config) do sizes[key] = value end
+  for key, value in pairs(config or {}) do sizes[key] = value end
+  local entries, names = {}, {}
+  for i, e in ipairs(entries_of({ architecture = model.architecture, config = sizes }, 0)) do
+    entries[e.name], names[i] = e, e.name
+  end
+  local out = {}
+  function out:names() return names end
+  function out:has(key) return entries[key] ~= nil end
+  function out:shape(key) return entries[key].shape end
+  function out:get(key) return entries[key].read(1, entries[key].shape[1] or 1) end
+  return out, sizes
+end
+
 -- ---- files -----------------------------------------------------------------------------------------------------------
 
 local function mkdir(path)
