@@ -125,7 +125,8 @@ function M.describe(path)
     #lora.targets, #lora.targets == 1 and "" or "s") }
   if lora.rank then said[#said + 1] = ("rank %d"):format(lora.rank) end
   if lora.alpha then said[#said + 1] = ("alpha %g"):format(lora.alpha) end
-  if #lora.unknown > 0 then said[#said + 1] = ("%d key%s of no known kind"):format(#lora.unknown, #lora.unknown == 1 and "" or "s") end
+  local odd = #lora.unknown
+  if odd > 0 then said[#said + 1] = ("%d key%s of no known kind"):format(odd, odd == 1 and "" or "s") end
   return ("%-12s %s"):format("model", table.concat(said, ", "))
 end
 

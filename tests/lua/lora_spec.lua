@@ -391,6 +391,36 @@ t.test("auto: beside where the base is quantised or a strength varies", function
   print("     matrices of the GGUF fixture: " .. tried)
 end)
 
+t.test("every tensor of Wan's published layouts, under every spelling", function()
+  local layouts = {}
+  for _, layout in ipairs { "wan", "comfyui", "diffusers" } do
+    local made = assert(melies.fake.make("wan2.1-i2v-14b-tiny", t.folder(), { layout = layout }))
+    layouts[layout] = { raw = assert(weights.open(made[1])), view = assert(melies.checkpoint.open(made[1])) }
+  end
+  for _, spelled in ipairs { "wan", "comfyui", "diffusers" } do
+    local raw = layouts[spelled].raw
+    for _, kohya in ipairs { false, true } do
+      local tensors, count = {}, 0
+      for _, name in ipairs(raw:names()) do
+        local module, slot = name:gsub("%.weight$", ""):gsub("%.bias$", ""), name:find "%.bias$" and ".diff_b" or ".diff"
+        if kohya then module = "lora_unet_" .. module:gsub("^model%.diffusion_model%.", ""):gsub("%.", "_") end
+        tensors[module .. slot], count = T.full(raw:shape(name), 1), count + 1
+      end
+      local object = assert(lora.load(file(tensors)))
+      for layout, pair in pairs(layouts) do
+        for _, on in pairs(pair) do
+          local view, applied = lora.apply(on, { { object, 1 } })
+          t.ok(view, applied)
+          t.eq(applied.matched, count, spelled .. " on " .. layout) t.eq(#applied.unmatched, 0)
+          for _, name in ipairs { on:names()[1], on:names()[count] } do
+            t.close(view:get(name) - on:get(name, "f32"), T.full(on:shape(name), 1), 1e-6, 0, name)
+          end
+        end
+      end
+    end
+  end
+end)
+
 -- ---- the starter model -----------------------------------------------------------------------------------
 
 melies.set_compute "f32"
