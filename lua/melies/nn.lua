@@ -59,17 +59,36 @@ function nn.linear(weight, bias, options)
   options = options or {}
   lib.check_options("nn.linear", options, linear_options)
   local box = ffi.new("mel_linear*[1]")
-  local code, b = tensor.dtype_code(options.compute), bias and need(bias, "nn.linear") or nil
+  local compute = options.compute or require("melies").compute()
+  local code, b = tensor.dtype_code(compute), bias and need(bias, "nn.linear") or nil
+  local kept
   if tensor.is(weight) and not options.lazy then
     check(C.mel_linear_create(need(weight, "nn.linear"), b, code, box, err))
   else
     local source = tensor.is(weight) and nn.source(weight) or weight
     local create = options.lazy and C.mel_linear_create_lazy or C.mel_linear_create_from
     check(create(source.handle, b, code, box, err))
+    if options.lazy then kept = { source = source, bias = bias, code = code } end
   end
   local n, k = tonumber(C.mel_linear_outputs(box[0])), tonumber(C.mel_linear_inputs(box[0]))
-  return setmetatable({ handle = ffi.gc(box[0], C.mel_linear_free), inputs = k, outputs = n, lazy = options.lazy }, Linear)
+  return setmetatable({ handle = ffi.gc(box[0], C.mel_linear_free), inputs = k, outputs = n, lazy = options.lazy,
+    kept = kept, compute = compute }, Linear)
 end
+nn.Linear = Linear
+
+-- Of a lazy layer: pack() makes the packed copy, unpack() lets it go. Other layers stay as they are.
+local function recreate(self, lazy)
+  if self.handle == nil then error("linear: this layer was freed", 3) end
+  if not self.kept or self.lazy == lazy then return end
+  local k, box = self.kept, ffi.new("mel_linear*[1]")
+  local create = lazy and C.mel_linear_create_lazy or C.mel_linear_create_from
+  check(create(k.source.handle, k.bias and k.bias.handle or nil, k.code, box, err), 2)
+  self:free()
+  self.handle, self.lazy = ffi.gc(box[0], C.mel_linear_free), lazy
+end
+function Linear:pack() recreate(self, false) end
+function Linear:unpack() recreate(self, true) end
+
 -- Bytes that the layer holds for itself: its packed weights, none where it is lazy.
 function Linear:bytes() return tonumber(C.mel_linear_bytes(self.handle)) end
 

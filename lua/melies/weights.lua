@@ -38,7 +38,8 @@ end
 
 -- weights.source(fields, path, format): the interface over tensors from anywhere. fields: find(name) -> key or nil,
 -- names() (sorted), get(key, dtype code), shape, dtype, bytes, raw (each of a key), hint(which, key or nil), metadata(),
--- close(), and where it can do better than a slice of the whole: rows(key, first, last, dtype name or nil).
+-- close(), and where they are known, files() -> paths; where it can do better than a slice of the whole:
+-- rows(key, first, last, dtype name or nil).
 weights.source = source
 
 local function find(self, name, level)
@@ -119,6 +120,12 @@ local function hint(which)
 end
 Source.prefetch = hint("mel_weights_prefetch")
 Source.drop = hint("mel_weights_drop")
+
+-- f:files(): paths of all files that the tensors lie in; nil where they do not come from files as they are.
+function Source:files()
+  local s = opened(self, 2)
+  return s.files and s.files() or nil
+end
 
 -- f:prefix("model.diffusion_model."): the same interface over the tensors whose names begin so, without that beginning.
 function Source:prefix(text)
@@ -230,6 +237,15 @@ local function file_source(open_handle, path)
     return stored_names[name] or name
   end
   function fields.bytes(key) return tonumber(C.mel_weights_bytes(handle, key)) end
+  function fields.files()
+    local out, seen = {}, {}
+    for i = 0, tonumber(C.mel_weights_count(live())) - 1 do
+      local file = ffi.string(C.mel_weights_file(handle, i))
+      if not seen[file] then out[#out + 1], seen[file] = file, true end
+    end
+    table.sort(out)
+    return out
+  end
   function fields.metadata() return read_metadata(live()) end
   function fields.hint(which, key) lib.check(C[which](live(), key and name_of(key) or nil, lib.err), 3) end
   function fields.close()

@@ -3,7 +3,7 @@
 -- Raffel et al. 2020, Chung et al. 2023.
 --
 --   net:encode(ids) -> [L, dim] f32          ids: a list of numbers, the end mark included
---   net:encode({ ids, ids, ... }) -> a list of such tensors
+--   net:encode({ ids, ids, ... }) -> a list of such tensors, the same bits, in one pass over the weights
 --   net:forward(ids, mask) -> [B, L, dim]    ids: i64 [B, L], padded; mask: [B, L], 1 for a real token, or nil
 --
 -- Masked keys take no part, so the real rows of a padded batch equal those of encode. Rows of padding are meaningless.
@@ -11,6 +11,7 @@
 -- from the bias table. config: eps (1e-6), max_distance (128); others are only checked.
 local melies = require "melies"
 local kit = require "melies.modelkit"
+local lib = require "melies.ffi.lib"
 local T, f32 = melies.tensor, kit.f32
 
 local NAME = "t5"
@@ -58,56 +59,107 @@ function Net:attention(layer, x, bias, key_bias)
   return layer.o(y:reshape(batch, length, self.head_count * self.head_dim), { dtype = "f32" })
 end
 
+-- One layer over x [B, L, dim], in place. Returns its bias, which a shared table hands on.
+function Net:run_layer(i, x, positions, bias, key_bias)
+  local layer, tag = self.layers[i], "block" .. (i - 1)
+  if layer.bias then
+    bias = self:position_bias(layer.bias, positions)
+    self:note(tag .. "_pos_bias", bias)
+  end
+  local y = x:rms_norm { weight = layer.norm1, eps = self.eps, dtype = self.dtype }
+  self:note(tag .. "_norm1", y)
+  y = self:attention(layer, y, bias, key_bias)
+  self:note(tag .. "_attn", y)
+  x:add_(y)
+  y = x:rms_norm { weight = layer.norm2, eps = self.eps, dtype = self.dtype }
+  y = layer.fc2(layer.fc1(y) * layer.gate(y, { act = "gelu" }), { dtype = "f32" })
+  self:note(tag .. "_ffn", y)
+  x:add_(y)
+  self:note(tag, x)
+end
+
+-- The pages of a layer's matrices: "prefetch" or "drop". Of a large file only a layer or two are in memory.
+function Net:hint(what, i)
+  local file, layer = self.file, self.layers[i]
+  if not (file and self.streamed and layer) then return end
+  for _, name in ipairs(layer.names) do file[what](file, name) end
+end
+
+-- ids i64 [B, L] -> [B, L, dim] f32. A quantised table is read by rows: it is never whole in memory.
+function Net:embed(ids)
+  if self.embedding then return T.gather(self.embedding, ids, "f32") end
+  local dense = ids:contiguous()
+  local out = T.empty { ids.shape[1], ids.shape[2], self.dim }
+  local from, to = dense:ptr(), out:ptr()
+  for i = 0, dense:numel() - 1 do
+    lib.check(lib.C.mel_source_read(self.rows.handle, from[i], 1, lib.C.MEL_F32, to + i * self.dim, lib.err))
+  end
+  return out
+end
+
+-- Batches { { ids =, key_bias = }, ... } through the layers, in one pass over the weights. -> { [B, L, dim], ... }
+function Net:run(batches)
+  local states = {}
+  self:hint("prefetch", 1)
+  for n, batch in ipairs(batches) do
+    local x = self:embed(batch.ids)
+    self:note("token_embedding", x)
+    local positions = bucket_table(batch.ids.shape[2], self.buckets, self.max_distance)
+    local bias = self.shared_bias and self:position_bias(self.shared_bias, positions)
+    if bias then self:note("pos_bias", bias) end
+    states[n] = { x = x, positions = positions, bias = bias }
+  end
+  for i = 1, #self.layers do
+    self:hint("prefetch", i + 1)
+    for n, batch in ipairs(batches) do
+      local s = states[n]
+      self:run_layer(i, s.x, s.positions, s.bias, batch.key_bias)
+    end
+    self:hint("drop", i)
+    lib.call(lib.C.mel_check_cancel)
+  end
+  local out = {}
+  for n, s in ipairs(states) do out[n] = s.x:rms_norm { weight = self.norm, eps = self.eps, dtype = "f32" } end
+  return out
+end
+
 function Net:forward(ids, mask)
   if ids.ndim ~= 2 or ids.shape[2] < 1 then
     error(("%s: ids are %s, wanted [B, L]"):format(NAME, kit.shape_text(ids.shape)), 2)
   end
-  local length = ids.shape[2]
   local key_bias
   if mask then
-    key_bias = T.empty({ ids.shape[1], length })
+    key_bias = T.empty({ ids.shape[1], ids.shape[2] })
     local to, from = key_bias:ptr(), mask:to("f32"):contiguous():ptr()
-    for i = 0, ids.shape[1] * length - 1 do to[i] = from[i] ~= 0 and 0 or -math.huge end
+    for i = 0, ids:numel() - 1 do to[i] = from[i] ~= 0 and 0 or -math.huge end
   end
-  local x = T.gather(self.embedding, ids, "f32")
-  self:note("token_embedding", x)
-  local positions = bucket_table(length, self.buckets, self.max_distance)
-  local bias = self.shared_bias and self:position_bias(self.shared_bias, positions)
-  if bias then self:note("pos_bias", bias) end
-  for i, layer in ipairs(self.layers) do
-    local tag = "block" .. (i - 1)
-    if layer.bias then
-      bias = self:position_bias(layer.bias, positions)
-      self:note(tag .. "_pos_bias", bias)
-    end
-    local y = x:rms_norm { weight = layer.norm1, eps = self.eps, dtype = self.dtype }
-    self:note(tag .. "_norm1", y)
-    y = self:attention(layer, y, bias, key_bias)
-    self:note(tag .. "_attn", y)
-    x:add_(y)
-    y = x:rms_norm { weight = layer.norm2, eps = self.eps, dtype = self.dtype }
-    y = layer.fc2(layer.fc1(y) * layer.gate(y, { act = "gelu" }), { dtype = "f32" })
-    self:note(tag .. "_ffn", y)
-    x:add_(y)
-    self:note(tag, x)
-  end
-  return x:rms_norm { weight = self.norm, eps = self.eps, dtype = "f32" }
+  return self:run({ { ids = ids, key_bias = key_bias } })[1]
 end
 
-function Net:encode(ids)
-  if type(ids) ~= "table" or ids.shape then error(NAME .. ": encode wants a list of ids", 2) end
-  if type(ids[1]) == "table" then
-    local out = {}
-    for i, one in ipairs(ids) do out[i] = self:encode(one) end
-    return out
+local function check_ids(net, ids, level)
+  if #ids == 0 then
+    error(NAME .. ": the list of ids is empty (it should hold the end mark at least)", level + 1)
   end
-  if #ids == 0 then error(NAME .. ": the list of ids is empty (it should hold the end mark at least)", 2) end
   for i, id in ipairs(ids) do
-    if type(id) ~= "number" or id < 0 or id >= self.vocabulary or id % 1 ~= 0 then
-      error(("%s: id %d is %s, outside 0..%d"):format(NAME, i, tostring(id), self.vocabulary - 1), 2)
+    if type(id) ~= "number" or id < 0 or id >= net.vocabulary or id % 1 ~= 0 then
+      error(("%s: id %d is %s, outside 0..%d"):format(NAME, i, tostring(id), net.vocabulary - 1), level + 1)
     end
   end
-  return self:forward(T.of(ids, { 1, #ids }, "i64")):reshape(#ids, self.dim)
+end
+
+-- Several texts stay batches of their own: what one gives does not depend on what stands beside it.
+function Net:encode(ids)
+  if type(ids) ~= "table" or ids.shape then error(NAME .. ": encode wants a list of ids", 2) end
+  local several = type(ids[1]) == "table"
+  local batches = {}
+  for n, one in ipairs(several and ids or { ids }) do
+    check_ids(self, one, 2)
+    batches[n] = { ids = T.of(one, { 1, #one }, "i64") }
+  end
+  if #batches == 0 then error(NAME .. ": the list of ids is empty (it should hold the end mark at least)", 2) end
+  local out = self:run(batches)
+  for n, x in ipairs(out) do out[n] = x:reshape(x.shape[2], self.dim) end
+  return several and out or out[1]
 end
 
 -- ---- loading ----------------------------------------------------------------------------------------------------
@@ -150,11 +202,17 @@ local function load(weights, config, options)
   local compute, trace = kit.options(NAME, options)
   local r = reader(weights)
   local function agree(names, found, where) return kit.agree(NAME, config, names, found, where) end
-  local embedding = r:take("token_embedding.weight", { false, false })
-  local dim = agree({ "dim" }, embedding.shape[2], "the token embedding")
+  local embedding, rows = "token_embedding.weight", nil
+  local size = r:shape(embedding)
+  if r.file and r.file.matrix and r.file:dtype(r:key(embedding)):find "^q%d" then
+    rows, embedding = r.file:matrix(r:claim(embedding, { false, false })), nil
+  else
+    embedding = r:take(embedding, { false, false })
+  end
+  local dim = agree({ "dim" }, size[2], "the token embedding")
   local net = setmetatable({
-    name = NAME, dtype = compute, trace = trace, dim = dim, embedding = embedding, layers = {},
-    vocabulary = agree({ "vocab" }, embedding.shape[1], "the token embedding"),
+    name = NAME, dtype = compute, trace = trace, dim = dim, embedding = embedding, rows = rows,
+    layers = {}, file = r.file, vocabulary = agree({ "vocab" }, size[1], "the token embedding"),
     eps = config.eps or 1e-6, max_distance = config.max_distance or 128,
   }, Net)
 
@@ -188,9 +246,15 @@ local function load(weights, config, options)
       fc2 = r:linear(at .. "ffn.fc2", dim, ffn, matrix),
     }
     if not shared then layer.bias = r:take_f32(table_of:format(i), { net.buckets, heads }) end
+    layer.names = {}
+    for k, name in ipairs { "attn.q", "attn.k", "attn.v", "attn.o", "ffn.gate.0", "ffn.fc1", "ffn.fc2" } do
+      layer.names[k] = r:key(at .. name .. ".weight")
+    end
     net.layers[i + 1] = layer
   end
   net.norm = r:take_f32("norm.weight", { dim })
+  -- Large and lazy: pages of the file are given back as the layers go by.
+  net.streamed = matrix.lazy and layers * (4 * inner + 3 * ffn) * dim > 2 ^ 26 or false
   r:finish()
   return net
 end
