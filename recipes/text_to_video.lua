@@ -10,10 +10,9 @@ return {
     local model = job:load()
     local p = job:defaults(model)
     local shape = job:shape(model)
-    local denoise = job:guide(model, job:texts(model))
-    local latent = job:sample(p.sampler, denoise, job:noise(shape), job:sigmas(model))
-    local frames = job:decode(model, latent)
-    job:save(frames)
-    return frames
+    local latent = job:latent(model, function()
+      return job:sample(p.sampler, job:guide(model, job:texts(model)), job:noise(shape), job:sigmas(model))
+    end)
+    return job:film(model, latent)
   end,
 }

@@ -195,7 +195,7 @@ commands.run = { "run RECIPE [--NAME VALUE...]", "run a recipe: a name (melies l
     if not values then stop(code, "%s", message) end
     local result
     if settings.profile then require("melies.profile").start() end
-    result, message, code = recipe.run(plugin, values, { progress = not settings.quiet })
+    result, message, code = recipe.run(plugin, values, { progress = not settings.quiet, keep = false })
     if settings.profile then
       local profile = require "melies.profile"
       local spans = profile.stop()
@@ -286,7 +286,7 @@ local cache_commands = {
     if not entries then stop(FAILED, "%s", message) end
     for _, e in ipairs(entries) do
       total = total + e.size
-      out(("%-10s %10s  %6.1f hours ago  %s"):format(e.kind, show.bytes_text(e.size), (now - e.used) / 3600, e.key))
+      out(("%-10s %10s  %6.1f hours ago  %s"):format(e.kind, show.bytes_text(e.size), math.max(0, now - e.used) / 3600, e.key))
     end
     out(("%d entries, %s of %s in %s"):format(#entries, show.bytes_text(total), show.bytes_text(cache.limit), cache.folder))
     return OK

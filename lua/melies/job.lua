@@ -77,6 +77,10 @@ function Job:defaults(model)
   end
   if p.size then p.width, p.height, p.size = p.size.width, p.size.height, nil end
   if p.seconds and p.fps then p.frames, p.seconds = math.max(1, math.floor(p.seconds * p.fps + 0.5)), nil end
+  if self.film_latent then
+    local s, stride = self.film_latent.shape, model.stride
+    p.frames, p.height, p.width = model:frame_count(s[2]), s[3] * stride[2], s[4] * stride[3]
+  end
   return p
 end
 
@@ -100,7 +104,28 @@ function Job:shape(model, p)
     self:notice("%s frames are rounded to %d: the model makes %s", tostring(p.frames), frames, model.frame_grid)
     p.frames = frames
   end
+  if self.film_latent then
+    local s = self.film_latent.shape
+    if table.concat(s, "x") ~= table.concat(shape, "x") then
+      recipe.fail(("%s: the latent is [%s], wanted [%s]"):format(self.params.latents, table.concat(s, ", "),
+        table.concat(shape, ", ")))
+    end
+  end
+  self:budget(model, shape)
   return shape
+end
+
+-- Plans memory for a latent of that shape and says so; a job that cannot fit ends here.
+function Job:budget(model, shape)
+  if not model.plan then return end
+  local plan = self:check(model:plan(shape, self.params.guidance == 1 and 1 or 2))
+  if self.plan == plan then return end
+  if not self.plan then self.limit_before = tonumber(lib.C.mel_mem_limit()) end
+  self.plan = plan
+  lib.C.mel_mem_set_limit(plan.limit)
+  if self.opts.progress == true then
+    for _, line in ipairs(plan.lines) do require("melies.log").say("melies: %s", line) end
+  end
 end
 
 -- LoRAs of a prompt: they hold for all that the job samples. The same one with the same strength counts once.
@@ -134,6 +159,15 @@ end
 -- { text =, negative = } of p.prompt and p.negative, for guides.
 function Job:texts(model)
   local p = self.params
+  if model.encode_ahead then -- both texts in one pass over the encoder; what is wrong with them is told below
+    model:encode_ahead(function(stand_in)
+      for _, text in ipairs { p.prompt, p.negative or "" } do
+        local ok, parsed = pcall(require("melies.prompt").parse, text, { style = p.prompt_style, seed = self.seed,
+          wildcards = p.wildcards, negative = text == p.negative })
+        if ok then stand_in:encode(parsed, { truncate = p.truncate, steps = p.steps }) end
+      end
+    end)
+  end
   return { text = self:encode(model, p.prompt), negative = self:encode(model, p.negative or "", { negative = true }) }
 end
 
@@ -224,6 +258,28 @@ function Job:decode(model, latent)
   return #parts == 1 and parts[1] or require("melies.tensor").concat(parts, 1)
 end
 
+-- A latent as a film: each part of it goes to the job's output as soon as it is decoded. Returns the frames; where the
+-- run was told not to keep them (opts.keep = false, as the program does), they are never all in memory, and the
+-- output's path is returned.
+function Job:film(model, latent, opts)
+  local writer = self:writer(opts)
+  local stage = self:progress(writer and "decoding to " .. self.saved or "decoding", latent.shape[2])
+  local keep, parts, count = not writer or self.opts.keep ~= false, {}, 0
+  model:decode_stream(latent, function(frames, i)
+    if frames:nonfinite() > 0 then
+      recipe.fail(("frames from %d on hold values that are no numbers; another sampler, shift or precision may help"):format(
+        count + 1))
+    end
+    count = count + frames.shape[1]
+    if writer then self:check(writer:write(frames)) end
+    if keep then parts[#parts + 1] = frames end
+    stage:step(i)
+  end)
+  if writer then self:check(writer:finish()) end
+  if not keep then return self.saved end
+  return #parts == 1 and parts[1] or require("melies.tensor").concat(parts, 1)
+end
+
 -- ---- the output ------------------------------------------------------------------------------------
 
 local function plain(value)
@@ -240,7 +296,7 @@ end
 function Job:metadata()
   local json = require "melies.json"
   local params = plain(self.params)
-  params.output = nil
+  for _, name in ipairs { "output", "latents", "save_latents", "reuse" } do params[name] = nil end
   return {
     melies_recipe = self.recipe.name,
     melies_params = json.encode(params),
@@ -292,6 +348,82 @@ local function check_output(path, settings)
   writer:abort()
 end
 
+-- ---- latents that are kept -------------------------------------------------------------------------
+
+-- Parameters that do not change a latent.
+local after_sampling = { output = true, fps = true, quality = true, bitrate = true, codec = true, latents = true,
+  save_latents = true, reuse = true, seconds = true }
+
+-- --latents FILE: the latent, and the parameters that it was made with in place of the job's.
+local function load_latent(job, path)
+  local f, message = require("melies.weights").open(path)
+  if not f then recipe.fail(message) end
+  if not f:has "latent" then recipe.fail(path .. ": there is no tensor 'latent' in it") end
+  local latent, stored = f:get("latent", "f32"):clone(), {}
+  local text = f.metadata.melies_params
+  f:close()
+  if latent.ndim ~= 4 then recipe.fail(("%s: the latent has %d dimensions, not [C, T, H, W]"):format(path, latent.ndim)) end
+  local ok, decoded = pcall(require("melies.json").decode, text or "{}")
+  if ok and type(decoded) == "table" then stored = decoded end
+  local known = recipe.params(job.recipe)
+  for key, value in pairs(stored) do
+    local name = key:match "^([%w_]+)%."
+    if (known[key] or known[name]) and (not after_sampling[key] or job.params[key] == nil) and key ~= "lora"
+      and (key ~= "model" or job.params.model == known.model.default) then
+      job.params[key] = value
+    end
+  end
+  job.film_latent, job.seed = latent, tonumber(job.params.seed) or job.seed
+end
+
+-- Everything that the latent depends on, or nil where that cannot be said: a plugin given as a table.
+local function latent_key(job, model, disk)
+  local cache, registry = require "melies.cache", require "melies.registry"
+  local fields, all = { recipe = job.recipe.name, seed = job.seed, compute = model.dit.dtype }, recipe.params(job.recipe)
+  for key, value in pairs(job.params) do
+    local kind = all[key] and all[key][1]
+    if type(value) == "table" and (value.kind or kind == "list") then return nil end
+    if kind == "image" or kind == "video" or kind == "file" then value = cache.identity(value) end
+    if kind == "sampler" or kind == "schedule" or kind == "guide" then
+      local entry = registry.find(kind, value)
+      value = { value, entry and entry.path and cache.identity(entry.path) }
+    end
+    if not after_sampling[key] then fields[key] = value end
+  end
+  local loras = {}
+  for i, lora in ipairs(job.loras) do loras[i] = { cache.identity(lora.file), lora.strength } end
+  fields.lora, fields.loras = nil, loras
+  for _, part in ipairs { "dit", "text_encoder", "autoencoder" } do
+    local files = model.sources and model.sources[part].weights:files()
+    if not files then return nil end
+    fields["weights_" .. part], fields["config_" .. part] = cache.identity(files), model.config[part]
+  end
+  local ok, key = pcall(disk.key, disk, "latent", fields)
+  return ok and key or nil
+end
+
+-- The latent of the film: that of --latents, where --reuse allows it the one that the same job made before, else
+-- make(). --save-latents keeps it in a file, before it is decoded.
+function Job:latent(model, make)
+  local p, latent = self.params, self.film_latent
+  local disk = p.reuse and not latent and require("melies.cache").default()
+  local key = disk and latent_key(self, model, disk)
+  local found = key and disk:get("latent", key)
+  if found then
+    latent = found.latent
+    self:notice("the latent of the same job was kept: nothing is sampled")
+  end
+  if not latent then
+    latent = make()
+    if key then disk:put("latent", key, { latent = latent }, { prompt = p.prompt }) end
+  end
+  if p.save_latents then
+    local metadata = self:metadata()
+    self:check(require("melies.weights").save(p.save_latents, { latent = latent }, metadata))
+  end
+  return latent
+end
+
 -- ---- beginning and end -----------------------------------------------------------------------------
 
 -- plugin, values and opts as recipe.run takes them.
@@ -312,6 +444,12 @@ end
 -- Called by the runner before the recipe's own function.
 function Job:begin()
   local p = self.params
+  if p.latents then load_latent(self, p.latents) end
+  if p.save_latents then
+    local box = ffi.new("mel_weights_writer*[1]")
+    self:check(lib.try(lib.C.mel_weights_writer_create, p.save_latents, box))
+    lib.C.mel_weights_writer_free(box[0])
+  end
   if self.output then check_output(self.output, { quality = p.quality, bitrate = p.bitrate, codec = p.codec }) end
 end
 
@@ -321,7 +459,8 @@ function Job:finish(ok)
   for _, writer in ipairs(self.writers) do
     if not ok and writer.abort then writer:abort() end
   end
-  self.model, self.writers = nil, {}
+  if self.limit_before then lib.C.mel_mem_set_limit(self.limit_before) end
+  self.model, self.writers, self.film_latent = nil, {}, nil
   collectgarbage()
   collectgarbage()
 end

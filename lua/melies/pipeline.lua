@@ -7,8 +7,10 @@
 --   model:encode(prompt, { truncate= })      -> text [L, D] | nil, message    (text, notice where it was cut)
 --                                               prompt: words as they are, or what prompt.parse gave
 --   model:set_loras(list)                    -> applied | nil, message   (docs/lora.md)
+--   model:encode_ahead(fn)                   fn(model) encodes texts; all of them go through the encoder in one pass
 --   model:latent_shape{ frames, height, width } -> { C, T, H, W } | nil, message
 --   model:frame_count(T)                     -> frames of T latent frames
+--   model:plan(shape, texts at once)         -> budget.plan for that latent | nil, message; predict follows it
 --   model:predict(x, sigma, texts, { cache= }) -> { raw prediction [C, T, H, W] for each text }, one forward
 --   model:to_x0(x, sigma, prediction)        -> estimate of the clean latent
 --   model:add_noise(latent, noise, sigma)    -> the noised latent of that sigma
@@ -85,16 +87,27 @@ local function open_part(folder, config, part)
     settings.layout or "")
 end
 
+-- Matrices of a large part stay in its file until the budget says which are packed; small parts are packed at once.
+local SMALL = 1 / 32 -- of the memory there is
+local function how_to_load(weights, part)
+  local options = { compute = require("melies").compute() }
+  if part == "autoencoder" then return options end
+  local limit, bytes = require("melies.budget").limit(), 0
+  for _, name in ipairs(weights:names()) do bytes = bytes + weights:bytes(name) end
+  options.lazy = bytes > limit * SMALL or nil
+  return options
+end
+
 local function load_parts(model, folder, config)
   for _, part in ipairs { "text_encoder", "dit", "autoencoder" } do
     local module, weights, settings = open_part(folder, config, part)
     if not module then return nil, weights end
     -- What does not fit raises one line without a position.
-    local ok, net = pcall(module.load, weights, settings)
+    local options = how_to_load(weights, part)
+    local ok, net = pcall(module.load, weights, settings, options)
     if not ok then return nil, ("%s: %s: %s"):format(folder, part, tostring(net)) end
     model[part] = net
-    model.sources[part] = { module = module, weights = weights, settings = settings,
-      options = { compute = require("melies").compute() } }
+    model.sources[part] = { module = module, weights = weights, settings = settings, options = options }
   end
   for _, pair in ipairs {
     { "dit", model.dit.out_channels, "autoencoder", model.autoencoder.latent_channels, "latent channels" },
@@ -134,7 +147,8 @@ function M.load(name)
   local config
   config, message = json.read(folder .. "/config.json")
   if type(config) ~= "table" then return nil, message or folder .. "/config.json: it should hold an object" end
-  local model = setmetatable({ name = folder:match("([^/]+)$"), folder = folder, config = config, sources = {} }, Model)
+  local model = setmetatable({ name = folder:match("([^/]+)$"), folder = folder, config = config, sources = {},
+    rows = {} }, Model)
   local ok
   ok, message = load_parts(model, folder, config)
   if not ok then return nil, message end
@@ -176,13 +190,69 @@ function Model:tokens(prompt, opts)
   return ids, notice
 end
 
+-- Everything that a part's result depends on besides its input; nil where the files cannot be named.
+local function identity(model, part)
+  local files = model.sources[part].weights:files()
+  local who = files and require("melies.cache").identity(files)
+  return who and { weights = who, config = model.config[part], compute = model[part].dtype }
+end
+
+-- rows { ids = ... } of lists of ids: those computed before in this process, then those on disk, then the encoder, in
+-- one pass over its weights for all that are left.
+local KEPT = 64 -- texts kept in memory
+local function encode_all(model, lists)
+  local out, missing, keys = {}, {}, {}
+  local disk = require("melies.cache").default()
+  local who = disk and identity(model, "text_encoder")
+  for i, ids in ipairs(lists) do
+    local name = table.concat(ids, ",")
+    out[i] = model.rows[name]
+    if not out[i] and who then
+      keys[i] = disk:key("text", { ids = ids, encoder = who })
+      local found = disk:get("text", keys[i])
+      out[i] = found and found.rows
+    end
+    if not out[i] then missing[#missing + 1] = i end
+    if out[i] then model.rows[name] = out[i] end
+  end
+  if #missing == 0 then return out end
+  local wanted = {}
+  for n, i in ipairs(missing) do wanted[n] = lists[i] end
+  local computed = model.text_encoder:encode(wanted)
+  local count = 0
+  for _ in pairs(model.rows) do count = count + 1 end
+  if count + #missing > KEPT then model.rows = {} end
+  for n, i in ipairs(missing) do
+    out[i] = computed[n]
+    model.rows[table.concat(lists[i], ",")] = computed[n]
+    if keys[i] then disk:put("text", keys[i], { rows = computed[n] }, { model = model.name, tokens = #lists[i] }) end
+  end
+  return out
+end
+
 -- Rows of text for guides and predict. The zero rows up to text_len, which Wan attends to, are added in the
 -- transformer's context.
 function Model:encode(prompt, opts)
   if type(prompt) == "table" then return require("melies.prompt").conditions(prompt, self, opts) end
   local ids, message = self:tokens(prompt, opts)
   if not ids then return nil, message end
-  return self.text_encoder:encode(ids), message
+  return encode_all(self, { ids })[1], message
+end
+
+-- Texts that will be wanted, computed together: fn(model) is run with a model whose encode only notes the ids and gives
+-- rows of zeros.
+function Model:encode_ahead(fn)
+  local lists, seen = {}, {}
+  local stand_in = setmetatable({ encode = function(me, prompt, opts)
+    if type(prompt) == "table" then return require("melies.prompt").conditions(prompt, me, opts) end
+    local ids, message = self:tokens(prompt, opts)
+    if not ids then return nil, message end
+    local name = table.concat(ids, ",")
+    if not seen[name] then lists[#lists + 1], seen[name] = ids, true end
+    return T.zeros { #ids, self.text_encoder.dim }, message
+  end }, { __index = self })
+  fn(stand_in)
+  encode_all(self, lists)
 end
 
 -- ---- LoRAs -----------------------------------------------------------------------------------------
@@ -214,6 +284,7 @@ function Model:set_loras(list)
   self.dit, self.last_texts, self.last_context = nil, nil, nil
   collectgarbage()
   collectgarbage() -- finalizers queued by the first run at their end
+  self.planned, self.packed = nil, nil
   local ok, net = pcall(source.module.load, weights, source.settings, source.options)
   self.dit = ok and net or source.module.load(source.weights, source.settings, source.options)
   self.lora_key, self.loras = ok and key or "", ok and applied or no_loras
@@ -263,8 +334,29 @@ local function context_of(model, texts)
   return model.last_context
 end
 
+-- What is packed and streamed for a latent of this shape, within the budget. The last plan serves until one for
+-- more is wanted.
+function Model:plan(shape, batch)
+  local budget, last = require "melies.budget", self.planned
+  local same = last and last.batch >= batch and last.limit == budget.limit_of(last)
+  for i = 1, 4 do same = same and last.shape[i] == shape[i] end
+  if same then return last end
+  local plan, message = budget.plan(self, { shape = { unpack(shape) }, batch = batch })
+  if not plan then return nil, message end
+  self.planned, self.packed = plan, false
+  return plan
+end
+
+local function pack(model, shape, batch)
+  local plan, message = model:plan(shape, batch)
+  if not plan then error(("%s: %s"):format(model.name, message), 0) end
+  if not model.packed then require("melies.budget").apply(model, plan) end
+  model.packed = true
+end
+
 function Model:predict(x, sigma, texts, options)
   if x.ndim ~= 4 then error(("predict: x has %d dimensions, not [C, T, H, W]"):format(x.ndim), 2) end
+  pack(self, x.shape, #texts)
   local out = self.dit:forward(x:unsqueeze(1), sigma * self.time_scale, context_of(self, texts),
     options and options.cache and { cache = options.cache, sigma = sigma })
   local predictions = {}
@@ -279,18 +371,39 @@ function Model:add_noise(latent, noise, sigma) return T.lincomb { 1 - sigma, lat
 
 -- ---- frames ----------------------------------------------------------------------------------------
 
-function Model:decode(latent) return self.autoencoder:decode(latent) end
+-- A decoder for latents of h x w: in tiles where the last plan, made for that size, says so.
+local function decoder_for(model, latent)
+  local plan = model.planned
+  if not plan or plan.shape[3] ~= latent.shape[3] or plan.shape[4] ~= latent.shape[4] then
+    return model.autoencoder:decoder()
+  end
+  if plan.release and model.packed then
+    require("melies.budget").release(plan)
+    model.packed = false
+  end
+  if not plan.tile then return model.autoencoder:decoder() end
+  local budget, tiles = require "melies.budget", require "melies.tiles"
+  return tiles.decoder(model.autoencoder, { tile = plan.tile, overlap = budget.overlap, stride = model.stride })
+end
+
+function Model:decode(latent)
+  local parts = {}
+  self:decode_stream(latent, function(frames) parts[#parts + 1] = frames end)
+  return #parts == 1 and parts[1] or T.concat(parts, 1)
+end
 
 function Model:decode_stream(latent, sink)
-  local decoder, count = self.autoencoder:decoder(), 0
-  for i = 1, latent.shape[2] do
-    local frames = decoder:push(latent:slice(2, i, i))
-    if frames.shape[1] > 0 then
+  if latent.ndim ~= 4 then error(("decode: the latent has %d dimensions, not [C, T, H, W]"):format(latent.ndim), 2) end
+  local decoder, count, length = decoder_for(self, latent), 0, latent.shape[2]
+  local function give(frames, i)
+    if frames and frames.shape[1] > 0 then
       sink(frames, i)
       count = count + frames.shape[1]
     end
     if lib.C.mel_canceled() then error(lib.canceled, 0) end
   end
+  for i = 1, length do give(decoder:push(latent:slice(2, i, i)), i) end
+  if decoder.finish then give(decoder:finish(), length) end -- of one that looks ahead
   return count
 end
 
@@ -300,7 +413,14 @@ function Model:encode_video(frames)
   if (shape[1] - 1) % self.stride[1] ~= 0 then
     error(("encode_video: %d frames; %s makes %s"):format(shape[1], self.name, self.frame_grid), 2)
   end
-  return self.autoencoder:encode(frames)
+  local disk = require("melies.cache").default()
+  local who = disk and identity(self, "autoencoder")
+  local key = who and disk:key("video", { frames = frames, encoder = who })
+  local found = key and disk:get("video", key)
+  if found then return found.latent end
+  local latent = self.autoencoder:encode(frames)
+  if key then disk:put("video", key, { latent = latent }, { model = self.name, frames = shape[1] }) end
+  return latent
 end
 
 return M

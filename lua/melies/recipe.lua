@@ -10,7 +10,8 @@
 -- A parameter: name = { type, required=, default=, min=, max=, choices=, of=, help=, from_model= }.
 -- Types: string, text, integer, number, boolean, enum (choices), list (of = another type; commas between), file, image,
 -- video, model, sampler, schedule, guide, size ("640x480" -> { width=, height= }), seconds (2.5, "2.5s", "1:30"),
--- output. from_model: without a value, job:defaults fills in the model's own.
+-- output. unless: the name of a parameter that makes this one not required. from_model:
+-- without a value, job:defaults fills in the model's own.
 local lib = require "melies.ffi.lib"
 
 local M = {}
@@ -211,7 +212,7 @@ end
 function M.generation(own)
   local params = {
     model = { "model", default = "starter", help = "a model's name, or its folder" },
-    prompt = { "text", required = true, help = "what the film shows" },
+    prompt = { "text", required = true, unless = "latents", help = "what the film shows" },
     negative = { "text", default = "", help = "what it should not show" },
     frames = { "integer", from_model = true, min = 1, max = 100000, help = "length in frames" },
     seconds = { "seconds", min = 0.01, max = 3600, help = "length in seconds, in place of frames" },
@@ -232,6 +233,9 @@ function M.generation(own)
       help = "how weights act on the text; plain: brackets are letters" },
     lora = { "loras", repeatable = true, help = "a LoRA's file or name and its strength; may be given several times" },
     wildcards = { "string", help = "folder of NAME.txt, for __NAME__ in a prompt" },
+    latents = { "file", help = "decode this latent, with the parameters it was made with; nothing is sampled" },
+    save_latents = { "string", help = "a file for the latent, before it is decoded" },
+    reuse = { "boolean", default = false, help = "take the latent of the same job from the cache, or keep it there" },
     quality = { "number", min = 1, max = 100, help = "quality of the output file; each format has its own default" },
     bitrate = { "integer", min = 1000, max = 1e9, help = "bits a second of the output, in place of quality" },
     codec = { "string", help = "h264 or av1 in .mp4, vp9 or av1 in .webm" },
@@ -340,7 +344,7 @@ local function check(plugin, given)
   for _, name in ipairs(names) do
     local spec, value = all[name], given[name]
     if value == nil then value = spec.default end
-    if value == nil and spec.required then
+    if value == nil and spec.required and not (spec.unless and given[spec.unless] ~= nil) then
       return nil, ("%s: %s is needed (%s)"):format(plugin.name, name, spec.help or spec[1]), M.USAGE
     end
     if value ~= nil then
@@ -439,7 +443,8 @@ end
 local depth = 0 -- a script or recipe may run recipes: the outermost one answers for a cancel
 
 -- values: as recipe.check gives them. opts: output=, seed= (before those of values), progress= (true: bars on stderr; a
--- factory { label=, total= } -> object with :step(i, note) and :finish(); false: none; nil: bars on a terminal).
+-- factory { label=, total= } -> object with :step(i, note) and :finish(); false: none; nil: bars on a terminal), keep=
+-- (false: frames that go to an output are not kept, the result is its path).
 -- The result is what the recipe returns (frames; true where that is nothing), or nil, message, exit code.
 function M.run(plugin, values, opts)
   opts = opts or {}
