@@ -1,5 +1,6 @@
 // Writes safetensors and GGUF: everything declared first, so the header is known; then each tensor to its place, whole
 // or by rows, converted or quantised on the way.
+#define _GNU_SOURCE // fallocate
 #include "weights/writer.h"
 
 #include "tensor/rows.h"
@@ -236,12 +237,21 @@ static mel_status sort_by_name(mel_weights_writer *w, mel_error *err) {
     return MEL_OK;
 }
 
+// Room for the whole file now, so that a full disk is found before the work. Where the file system has no such call the
+// writes will tell.
+static mel_status reserve(const mel_weights_writer *w, int64_t bytes, mel_error *err) {
+    if (bytes <= 0 || fallocate(w->fd, FALLOC_FL_KEEP_SIZE, 0, bytes) == 0) return MEL_OK;
+    if (errno != ENOSPC && errno != EDQUOT && errno != EFBIG) return MEL_OK;
+    return FAIL(MEL_EIO, "%s: cannot be written: %s (it takes %lld bytes)", w->path, strerror(errno), (long long)bytes);
+}
+
 static mel_status start_gguf(mel_weights_writer *w, mel_error *err) {
     uint8_t *header;
     mel_status s = sort_by_name(w, err);
     if (s == MEL_OK) s = mel_gguf_header(w, &header, &w->base, err);
     if (s != MEL_OK) return s;
-    s = put(w, header, w->base, 0, err);
+    s = reserve(w, w->end, err);
+    if (s == MEL_OK) s = put(w, header, w->base, 0, err);
     mel_free(header);
     return s;
 }
@@ -270,6 +280,7 @@ static mel_status start(mel_weights_writer *w, mel_error *err) {
     size_t length = strlen(text);
     uint64_t padded = (length + 7) & ~(uint64_t)7;
     w->base = 8 + (int64_t)padded;
+    if (s == MEL_OK) s = reserve(w, at <= INT64_MAX - w->base ? w->base + at : INT64_MAX, err);
     if (s == MEL_OK) s = put(w, &padded, 8, 0, err);
     if (s == MEL_OK) s = put(w, text, (int64_t)length, 8, err);
     if (s == MEL_OK) s = put(w, "        ", (int64_t)(padded - length), 8 + (int64_t)length, err);

@@ -252,7 +252,8 @@ local function averaged(parts)
 end
 
 local function totals(file, part)
-  local compute = require("melies").compute() == "bf16" and 2 or 4
+  local compute = require("melies").compute()
+  local wide = compute == "f32" and 4 or 2
   local dtypes, n, bytes, resident, outside, blocks = {}, 0, 0, 0, 0, {}
   for _, e in ipairs(part.list) do
     local count = keys.numel(e.shape)
@@ -264,8 +265,10 @@ local function totals(file, part)
       bytes = bytes + file.weights:bytes(e.names[1]) / e.n
     end
     -- matrices and kernels are packed in the computing type; an embedding is read row by row where it lies in the file
-    local held = e.kind == "embedding" and 0
-      or count * ((e.kind == "matrix" or e.kind == "conv" or e.kind == "fixed") and compute or 4)
+    local held = count * 4
+    if e.kind == "embedding" then held = 0
+    elseif e.kind == "matrix" then held = count * (compute == "s8" and 1 or wide)
+    elseif e.kind == "conv" or e.kind == "fixed" then held = count * wide end
     resident = resident + held
     if e.block then blocks[e.block] = (blocks[e.block] or 0) + held else outside = outside + held end
   end

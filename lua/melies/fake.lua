@@ -162,15 +162,6 @@ end
 
 -- ---- files -----------------------------------------------------------------------------------------------------------
 
-local function mkdir(path)
-  local command = "mkdir -p '" .. path:gsub("'", "'\\''") .. "' 2>&1"
-  local p = io.popen(command)
-  local text = p:read "*a"
-  p:close()
-  if text ~= "" then return nil, (text:gsub("%s+$", "")) end
-  return true
-end
-
 local function write_text(path, text)
   local f, message = io.open(path, "w")
   if not f then return nil, message end
@@ -234,7 +225,7 @@ local function write_model(model, folder, stem, seed, options)
   local entries, message = convert.renamed(entries_of(model, seed), rename, prefix)
   if not entries then return nil, ("%s: layout %s: %s"):format(model.name, options.layout, message) end
   local ok
-  ok, message = mkdir(folder)
+  ok, message = require("melies.fs").make(folder)
   if not ok then return nil, message end
   local settings = { format = options.format, dtype = options.dtype, quick = true, label = options.label,
     architecture = convert.gguf_name(model.architecture.name) }

@@ -320,6 +320,71 @@ t.test("shards and folders", function()
   t.ok(message:find("tensors are missing", 1, true) or message:find("no architecture", 1, true), message)
 end)
 
+-- Little-endian bytes.
+local function le(value, count)
+  local out = {}
+  for i = 1, count do out[i] = string.char(value % 256) value = math.floor(value / 256) end
+  return table.concat(out)
+end
+
+-- PyTorch's container: a zip of stored members, of which data.pkl says what the others are. inner: tensors lie in a
+-- dictionary of that name.
+local function write_pth(path, tensors, inner)
+  local members, pickle, n = {}, { "\128\2}(" }, 0
+  local function text(x) return "X" .. le(#x, 4) .. x end
+  local function tuple(list)
+    local out = { "(" }
+    for i, d in ipairs(list) do out[i + 1] = "J" .. le(d, 4) end
+    return table.concat(out) .. "t"
+  end
+  if inner then pickle[#pickle + 1] = text(inner) .. "}(" end
+  local names = {}
+  for name in pairs(tensors) do names[#names + 1] = name end
+  table.sort(names)
+  for _, name in ipairs(names) do
+    local x = tensors[name]:contiguous()
+    local strides, step = {}, 1
+    for i = x.ndim, 1, -1 do strides[i] = step step = step * x.shape[i] end
+    pickle[#pickle + 1] = text(name) .. "ctorch._utils\n_rebuild_tensor_v2\n((" .. text "storage" .. "ctorch\nFloatStorage\n"
+      .. text(tostring(n)) .. text "cpu" .. "J" .. le(x:numel(), 4) .. "tQK\0" .. tuple(x.shape) .. tuple(strides)
+      .. "\137ccollections\nOrderedDict\n)RtR"
+    members[#members + 1] = { "data/" .. n, require("ffi").string(x:ptr(), x:bytes()) }
+    n = n + 1
+  end
+  if inner then pickle[#pickle + 1] = "u" end
+  pickle[#pickle + 1] = "u."
+  table.insert(members, 1, { "data.pkl", table.concat(pickle) })
+  local f, at, central = assert(io.open(path, "wb")), 0, {}
+  for _, m in ipairs(members) do
+    local name = "archive/" .. m[1]
+    local sizes = le(0, 4) .. le(#m[2], 4) .. le(#m[2], 4) .. le(#name, 2)
+    local head = "PK\3\4" .. le(20, 2) .. le(0, 8) .. sizes .. le(0, 2) .. name
+    central[#central + 1] = "PK\1\2" .. le(20, 2) .. le(20, 2) .. le(0, 8) .. sizes .. le(0, 12) .. le(at, 4) .. name
+    f:write(head, m[2])
+    at = at + #head + #m[2]
+  end
+  local directory = table.concat(central)
+  f:write(directory, "PK\5\6", le(0, 4), le(#members, 2), le(#members, 2), le(#directory, 4), le(at, 4), le(0, 2))
+  f:close()
+end
+
+t.test(".pth: Wan's own files, and Self-Forcing's dictionary of dictionaries", function()
+  local folder = t.folder()
+  for _, name in ipairs { "umt5", "wan_vae", "taehv", "wan_clip_vision" } do
+    local tensors, path = tensors_of(name), folder .. "/" .. name .. ".pth"
+    if name == "wan_clip_vision" then tensors["textual.x.weight"], tensors.log_scale = T.zeros { 2, 2 }, T.zeros { 1 } end
+    write_pth(path, tensors)
+    local w = assert(checkpoint.open(path))
+    t.eq(w.format, "pth")
+    t.eq(same(tensors, w, name), #w.info.list, name)
+  end
+  local tensors = tensors_of "wan_dit_causal"
+  write_pth(folder .. "/causal.pt", tensors, "generator_ema")
+  local w = assert(checkpoint.open(folder .. "/causal.pt"))
+  t.eq(w.info.prefix, "generator_ema.")
+  t.eq(same(tensors, w, "causal"), 69)
+end)
+
 t.test("the two experts of A14B", function()
   local root = t.folder()
   local tensors = tensors_of "wan_dit"

@@ -1,38 +1,22 @@
 -- Folders with a whole model: diffusers' (model_index.json, a folder a part), Wan's own (transformer, text encoder and
 -- autoencoder side by side; A14B's experts in two folders), or a handful of single files. What a file is comes from
 -- its tensors. Names of folders say one thing only, which tensors cannot: which of two experts is for high noise.
-local ffi = require "ffi"
+local fs = require "melies.fs"
 
 local folder = {}
 
-pcall(ffi.cdef, [[
-typedef struct { uint64_t ino; int64_t off; unsigned short reclen; unsigned char type; char name[256]; } melies_dirent;
-void *opendir(const char *);
-melies_dirent *readdir(void *);
-int closedir(void *);
-]])
-
 -- Names in a folder, sorted, without hidden ones; nil where it is none.
 local function entries(path)
-  local handle = ffi.C.opendir(path)
-  if handle == nil then return nil end
-  local names = {}
-  while true do
-    local item = ffi.C.readdir(handle)
-    if item == nil then break end
-    local name = ffi.string(item.name)
-    if name:sub(1, 1) ~= "." then names[#names + 1] = name end
-  end
-  ffi.C.closedir(handle)
-  table.sort(names)
-  return names
+  local names = fs.list(path)
+  if not names then return nil end
+  local out = {}
+  for _, name in ipairs(names) do if name:sub(1, 1) ~= "." then out[#out + 1] = name end end
+  return out
 end
 
 function folder.is_folder(path)
-  local handle = ffi.C.opendir(path)
-  if handle == nil then return false end
-  ffi.C.closedir(handle)
-  return true
+  local s = fs.stat(path)
+  return s ~= nil and s.folder
 end
 
 -- safetensors, GGUF or a zip container, by the first bytes.
