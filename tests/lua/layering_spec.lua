@@ -41,6 +41,7 @@ local home = {
   text = "text",
   media = "media",
   filter = "media",
+  train = "train",
   video = "video",
 }
 -- What the files of a folder may include of ours. kernels see nothing but each other.
@@ -54,6 +55,7 @@ local sees = {
   weights = set "base tensor weights text",
   media = set "base tensor media",
   video = set "base tensor video kernels",
+  train = set "base tensor ops train kernels",
   host = set "base tensor ops sample weights text media video host",
 }
 -- What an include begins with, and the folders that may have it.

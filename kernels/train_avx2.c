@@ -1,0 +1,2 @@
+#define TRAIN_TABLE train_kernels_avx2
+#include "train.inc"

@@ -1,0 +1,2 @@
+#define TRAIN_TABLE train_kernels_avx512
+#include "train.inc"
