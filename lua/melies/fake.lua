@@ -163,7 +163,7 @@ end
 -- ---- files -----------------------------------------------------------------------------------------------------------
 
 local function write_text(path, text)
-  local f, message = io.open(path, "w")
+  local f, message = io.open(path, "wb")
   if not f then return nil, message end
   f:write(text)
   f:close()
@@ -276,6 +276,16 @@ function fake.make(name, folder, given)
     paths, message = write_model(model, place, stem, item[2], options)
     if not paths then return nil, message end
     for _, path in ipairs(paths) do out[#out + 1] = path end
+  end
+  if model.architecture.part == "text_encoder" and model.config.vocab then
+    local place = options.layout == "diffusers" and options.format == "safetensors" and folder .. "/tokenizer" or folder
+    local ok
+    ok, message = mkdir(place)
+    if ok then
+      ok, message = write_text(place .. "/spiece.model", require "melies.fake_tokenizer"(model.config.vocab))
+    end
+    if not ok then return nil, message end
+    out[#out + 1] = place .. "/spiece.model"
   end
   if options.layout == "diffusers" and options.format == "safetensors" and model.architecture.part == "dit" then
     local ok

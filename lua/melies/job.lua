@@ -62,7 +62,9 @@ end
 function Job:load(name)
   name = name or self.params.model or "starter"
   local stage = self:progress("loading " .. tostring(name), 1)
-  local model = self:check(require("melies.pipeline").load(name))
+  local p, given = self.params, nil
+  if name == p.model then given = { text_encoder = p.text_encoder, autoencoder = p.vae, tokenizer = p.tokenizer } end
+  local model = self:check(require("melies.pipeline").load(name, given))
   stage:step(1)
   self.model = self.model or model
   return model

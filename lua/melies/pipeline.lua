@@ -1,8 +1,10 @@
 -- Model folders: config.json names a text encoder, a diffusion transformer and an autoencoder; together they are a
 -- model object that turns a prompt and noise into frames. Sizes come from the folder, none from here.
 --
---   pipeline.load(name or folder)  -> model | nil, message      (kept for the life of the process)
---   pipeline.find(name)            -> folder | nil, message
+--   pipeline.load(name or path, given) -> model | nil, message      (kept for the life of the process)
+--     path: a model folder, or a file or a folder of published checkpoints (melies.assemble); given: text_encoder=,
+--     autoencoder=, tokenizer= in place of the folder's
+--   pipeline.find(name)            -> folder or file | nil, message
 --
 --   model:encode(prompt, { truncate= })      -> text [L, D] | nil, message    (text, notice where it was cut)
 --                                               prompt: words as they are, or what prompt.parse gave
@@ -44,14 +46,14 @@ end
 
 function M.find(name)
   if name:find("/", 1, true) or name == "." then
-    if exists(name .. "/config.json") then return (name:gsub("/+$", "")) end
-    return nil, ("no model in %s: there is no config.json"):format(name)
+    if exists(name) then return #name > 1 and name:gsub("/+$", "") or name end
+    return nil, ("no model in %s: there is no such file or folder"):format(name)
   end
   local searched = places()
   for _, place in ipairs(searched) do
     if exists(place .. "/" .. name .. "/config.json") then return place .. "/" .. name end
   end
-  if exists(name .. "/config.json") then return name end
+  if exists(name) then return name end
   return nil, ("no model '%s': no %s/config.json here or in %s"):format(name, name, table.concat(searched, ", "))
 end
 
@@ -93,14 +95,20 @@ local function how_to_load(weights, part)
   local options = { compute = require("melies").compute() }
   if part == "autoencoder" then return options end
   local limit, bytes = require("melies.budget").limit(), 0
-  for _, name in ipairs(weights:names()) do bytes = bytes + weights:bytes(name) end
+  for _, file in ipairs(rawget(weights, "high") and { weights.high, weights.low } or { weights }) do
+    for _, name in ipairs(file:names()) do bytes = bytes + file:bytes(name) end
+  end
   options.lazy = bytes > limit * SMALL or nil
   return options
 end
 
-local function load_parts(model, folder, config)
+-- set: what melies.assemble made of checkpoints, or nil for a model folder.
+local function load_parts(model, folder, config, set)
   for _, part in ipairs { "text_encoder", "dit", "autoencoder" } do
-    local module, weights, settings = open_part(folder, config, part)
+    local module, weights, settings
+    local from = set and set.parts[part]
+    if from then module, weights, settings = from.module, from.weights, from.settings
+    else module, weights, settings = open_part(folder, config, part) end
     if not module then return nil, weights end
     -- What does not fit raises one line without a position.
     local options = how_to_load(weights, part)
@@ -118,9 +126,13 @@ local function load_parts(model, folder, config)
         pair[3], pair[4])
     end
   end
-  local file = folder .. "/" .. (config.text_encoder.tokenizer or "spiece.model")
+  local file = set and set.tokenizer or folder .. "/" .. (config.text_encoder.tokenizer or "spiece.model")
   local tokenizer, message = require("melies.tokenizer").load(file)
   if not tokenizer then return nil, message end
+  if tokenizer.size > model.text_encoder.vocabulary then
+    return nil, ("%s: %d pieces, but the text encoder knows %d: it is another model's tokenizer"):format(file,
+      tokenizer.size, model.text_encoder.vocabulary)
+  end
   model.tokenizer = tokenizer
   return model
 end
@@ -138,19 +150,33 @@ local defaults = { frames = 17, fps = 16, steps = 20, sampler = "euler", schedul
 
 local cache = {}
 
-function M.load(name)
+-- A folder of melies' own kind has a config.json that names its parts; all else is published checkpoints.
+local function configuration(folder, given)
+  local path = folder .. "/config.json"
+  local config = exists(path) and json.read(path)
+  if type(config) == "table" and (config.dit or config.autoencoder) and not next(given) then return config end
+  if exists(path) and not config then return nil, select(2, json.read(path)) end
+  local set, message = require("melies.assemble").open(folder, given)
+  if not set then
+    return nil, exists(path) and message or ("%s; nor is it a model folder, there is no config.json"):format(message)
+  end
+  return set.config, set
+end
+
+function M.load(name, given)
+  given = given or {}
   if type(name) ~= "string" then error("a model is a name or a folder, not a " .. type(name), 2) end
   local folder, message = M.find(name)
   if not folder then return nil, message end
-  local key = folder .. ":" .. require("melies").compute()
+  local key = table.concat({ folder, require("melies").compute(), given.text_encoder or "", given.autoencoder or "",
+    given.tokenizer or "" }, ":")
   if cache[key] then return cache[key] end
-  local config
-  config, message = json.read(folder .. "/config.json")
-  if type(config) ~= "table" then return nil, message or folder .. "/config.json: it should hold an object" end
+  local config, set = configuration(folder, given)
+  if not config then return nil, set end
   local model = setmetatable({ name = folder:match("([^/]+)$"), folder = folder, config = config, sources = {},
-    rows = {} }, Model)
+    rows = {}, variant = set and set.variant }, Model)
   local ok
-  ok, message = load_parts(model, folder, config)
+  ok, message = load_parts(model, folder, config, set)
   if not ok then return nil, message end
   model.space = "flow"
   model.text_len = model.dit.text_len

@@ -211,7 +211,10 @@ end
 -- own.NAME = false leaves one out.
 function M.generation(own)
   local params = {
-    model = { "model", default = "starter", help = "a model's name, or its folder" },
+    model = { "model", default = "starter", help = "a model's name, its folder, or a checkpoint" },
+    text_encoder = { "model", help = "file or folder of the text encoder, in place of the model's" },
+    vae = { "model", help = "file or folder of the autoencoder, in place of the model's" },
+    tokenizer = { "file", help = "spiece.model or tokenizer.json, in place of the model's" },
     prompt = { "text", required = true, unless = "latents", help = "what the film shows" },
     negative = { "text", default = "", help = "what it should not show" },
     frames = { "integer", from_model = true, min = 1, max = 100000, help = "length in frames" },
