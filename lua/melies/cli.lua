@@ -106,7 +106,7 @@ end
 
 -- Each: { usage, help line, run(words, settings) -> exit code, text of more help }.
 local commands = {}
-local command_order = { "run", "repl", "list", "info", "convert", "cache", "help", "version", "golden", "bench",
+local command_order = { "run", "repl", "list", "info", "plan", "convert", "cache", "help", "version", "golden", "bench",
   "fake-checkpoint" }
 
 local function no_more(words, n, command)
@@ -272,6 +272,25 @@ commands.info = { "info FILE...", "what a film, an image, a file or a folder of 
     end
     return code
   end }
+
+local function delegate(name)
+  return function(words, settings)
+    local code, message = require("melies.plan.cli")[name](words, { write = out, quiet = settings.quiet })
+    if message then stop(code, "%s", message) end
+    return code
+  end
+end
+
+commands.plan = { "plan PROMPT|FILE [-o story.lua]", "a storyboard from a prompt, to read and to edit", delegate "plan",
+  [[A FILE of a prompt (.txt), or a storyboard to convert (.lua, .json, the text of HoloCine or Wan2GP).
+-o FILE             where to (.lua, .json, else by --form); without it: standard output
+--form NAME         lua, json, holocine, wan2gp
+--explain           the rule that made each decision
+--planner NAME      rules (default), llm (a language model that you run: --endpoint URL, --llm NAME)
+--model NAME        whose frame grid the seconds fall on (default: starter)
+--seed N            of what is chosen freely
+--fill, --no-fill   choose camera and light where the words are silent
+--pace NAME         calm, normal, fast          --style NAME   melies list styles          --title TEXT]], own_options = true }
 
 -- "7d" -> seconds; nil where it is no length of time.
 local function age(text)

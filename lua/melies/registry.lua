@@ -1,4 +1,5 @@
--- Finds plugins: samplers, schedules, guides, recipes, passes, checks and transitions are tables that Lua files return.
+-- Finds plugins: samplers, schedules, guides, recipes, passes, checks, transitions, planners and styles are
+-- tables that Lua files return.
 --
 -- Search order, first hit wins: every --plugin-path, the project's folder (./melies), the user's configuration folder
 -- ($MELIES_CONFIG, or melies/ in $XDG_CONFIG_HOME, or ~/.config/melies), the built-ins. Each of these has a folder for
@@ -13,11 +14,12 @@ local registry = {}
 registry.API = 1
 
 local FOLDERS = { sampler = "samplers", schedule = "schedules", guide = "guides", recipe = "recipes",
-  step_cache = "step_caches", pass = "passes", check = "checks", transition = "transitions" }
-local KINDS = { "sampler", "schedule", "guide", "step_cache", "recipe", "pass", "check", "transition" }
--- The function that a plugin of the kind must bring.
+  step_cache = "step_caches", pass = "passes", check = "checks", transition = "transitions",
+  planner = "planners", style = "styles" }
+local KINDS = { "sampler", "schedule", "guide", "step_cache", "recipe", "pass", "check", "transition", "planner", "style" }
+-- The function that a plugin of the kind must bring; a style is words and numbers.
 local ENTRY = { sampler = "run", schedule = "sigmas", guide = "combine", step_cache = "decide", recipe = "run", pass = "new",
-  check = "new", transition = "run" }
+  check = "new", transition = "run", planner = "plan" }
 -- Types of parameters and what they are in Lua. A recipe's declaration may have more (recipe.lua).
 local PARAM_TYPES = { number = "number", integer = "number", boolean = "boolean", string = "string", enum = "string",
   list = "table" }
@@ -169,8 +171,13 @@ local function check_plugin(plugin, folder_kind)
     return ("name = '%s' is not a name (letters, digits, _ . + -)"):format(tostring(name)), "name"
   end
   local entry = ENTRY[kind]
-  if plugin[entry] == nil then return ("the field '%s' is missing: a %s needs that function"):format(entry, kind), "return" end
-  for _, field in ipairs { entry, "evals" } do
+  if kind == "style" then
+    local wrong, key = require("melies.style").check(plugin)
+    if wrong then return wrong, key end
+  elseif plugin[entry] == nil then
+    return ("the field '%s' is missing: a %s needs that function"):format(entry, kind), "return"
+  end
+  for _, field in ipairs { "evals", entry } do
     if plugin[field] ~= nil and type(plugin[field]) ~= "function" then
       return ("%s is a %s, must be a function"):format(field, type(plugin[field])), field
     end

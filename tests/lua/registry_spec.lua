@@ -66,7 +66,7 @@ t.test("built-ins come through the same door, without a problem", function()
       t.ok(#first <= 80 and first:find("%.$"), entry.path .. ": its comment starts with one short sentence")
     end
   end
-  t.eq(table.concat(registry.kinds(), " "), "sampler schedule guide step_cache recipe pass check transition")
+  t.eq(table.concat(registry.kinds(), " "), "sampler schedule guide step_cache recipe pass check transition planner style")
 end)
 
 t.test("a file dropped into the user's folder is there at once, and gone when it is removed", function()
