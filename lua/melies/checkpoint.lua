@@ -488,6 +488,7 @@ function checkpoint.view(part)
     for _, name in ipairs(e and e.names or {}) do w[method](w, name) end
     if not e then w[method](w) end
   end
+  function fields.files() return w:files() end
   function fields.metadata() return w.metadata end
   function fields.close() w:close() end
   local view = weights.source(fields, part.path, part.format)

@@ -245,7 +245,7 @@ t.test("what is no model", function()
 end)
 
 t.test("malformed files: one line each", function()
-  local p = io.popen("ls " .. golden .. "malformed/*.safetensors " .. golden .. "malformed/*.gguf " .. golden .. "malformed/*.pth")
+  local p = io.popen(("cd %smalformed && ls -d $PWD/*.safetensors $PWD/*.gguf $PWD/*.pth"):format(golden))
   local n = 0
   for path in p:lines() do
     n = n + 1
@@ -398,6 +398,46 @@ t.test("the two experts of A14B", function()
   for _, part in ipairs(found.parts) do by[part.part] = part end
   t.ok(by.dit.path:find "high_noise" and by.dit_low.path:find "low_noise")
   t.eq(by.dit.variant, "wan2.2-t2v-a14b")
+end)
+
+t.test("a folder of published files is a model", function()
+  local fake, pipeline = require "melies.fake", require "melies.pipeline"
+  for _, layout in ipairs { "diffusers", "wan" } do
+    local folder = t.folder()
+    local _, message = pipeline.load(folder)
+    t.ok(message:find("no file with weights", 1, true), message)
+    assert(fake.make("wan2.1-t2v-tiny", folder, { layout = layout }))
+    _, message = pipeline.load(folder)
+    t.ok(message:find("no text encoder", 1, true), message)
+    assert(fake.make("umt5-xxl-tiny", folder, { layout = layout }))
+    assert(fake.make("wan2.1-vae-tiny", folder, { layout = layout }))
+    _, message = pipeline.load(folder)
+    t.ok(message:find("no tokenizer", 1, true), message)
+    os.execute(("cp %stok_spm_unigram_unk.model %s/spiece.model"):format(golden, folder))
+    local model = assert(pipeline.load(folder))
+    local text = assert(model:encode "a cat")
+    local shape = assert(model:latent_shape { frames = 5, height = 32, width = 32 })
+    t.eq(table.concat(shape, ","), "16,2,4,4")
+    local v = model:predict(T.noise(shape, { seed = 1 }), 0.5, { text })[1]
+    t.eq(v:nonfinite(), 0)
+    local frames = model:decode(T.noise(shape, { seed = 2 }))
+    t.eq(table.concat(frames.shape, ","), "5,32,32,3")
+  end
+end)
+
+t.test("a folder with the two experts is one model", function()
+  local fake, pipeline = require "melies.fake", require "melies.pipeline"
+  local folder = t.folder()
+  assert(fake.make("wan2.2-a14b-tiny", folder))
+  assert(fake.make("umt5-xxl-tiny", folder))
+  assert(fake.make("wan2.1-vae-tiny", folder))
+  os.execute(("cp %stok_spm_unigram_unk.model %s/spiece.model"):format(golden, folder))
+  local model = assert(pipeline.load(folder))
+  local text = assert(model:encode "a cat")
+  local x = T.noise({ 16, 1, 4, 4 }, { seed = 1 })
+  local high, low = model:predict(x, 0.95, { text })[1], model:predict(x, 0.5, { text })[1]
+  t.ok(high:nonfinite() == 0 and low:nonfinite() == 0)
+  assert(fake.make("wan2.1-i2v-tiny", folder .. "/i2v"))
 end)
 
 t.finish()
