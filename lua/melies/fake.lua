@@ -60,7 +60,7 @@ local tiny = {
       image_dim = image_dim, image_tokens = c.image_tokens and 34 })
   end,
   t5 = function(c)
-    return { vocab = 512, dim = 64, dim_attn = 64, dim_ffn = 256, heads = 4, layers = 2, buckets = 32,
+    return { vocab = 2048, dim = 64, dim_attn = 64, dim_ffn = 256, heads = 4, layers = 2, buckets = 32,
       shared_pos = c.shared_pos }
   end,
   wan_vae = function() return { dim = 8, decoder_dim = 8, z = 16 } end,
