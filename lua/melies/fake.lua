@@ -60,7 +60,7 @@ local tiny = {
       image_dim = image_dim, image_tokens = c.image_tokens and 34 })
   end,
   t5 = function(c)
-    return { vocab = 2048, dim = 64, dim_attn = 64, dim_ffn = 256, heads = 4, layers = 2, buckets = 32,
+    return { vocab = 512, dim = 64, dim_attn = 64, dim_ffn = 256, heads = 4, layers = 2, buckets = 32,
       shared_pos = c.shared_pos }
   end,
   wan_vae = function() return { dim = 8, decoder_dim = 8, z = 16 } end,
@@ -280,7 +280,7 @@ function fake.make(name, folder, given)
   if model.architecture.part == "text_encoder" and model.config.vocab then
     local place = options.layout == "diffusers" and options.format == "safetensors" and folder .. "/tokenizer" or folder
     local ok
-    ok, message = mkdir(place)
+    ok, message = require("melies.fs").make(place)
     if ok then
       ok, message = write_text(place .. "/spiece.model", require "melies.fake_tokenizer"(model.config.vocab))
     end
