@@ -121,7 +121,8 @@ t.test("models run from every layout: the same output within the precision", fun
       end
     end
   end
-  local exact = { { { dtype = "f32" } }, { { dtype = "f32", layout = "diffusers" }, 0 }, { { dtype = "f32", format = "gguf" }, 0 },
+  local exact = { { { dtype = "f32" } }, { { dtype = "f32", layout = "diffusers" }, 0 },
+    { { dtype = "f32", format = "gguf" }, 0 },
     { { dtype = "f32", layout = "comfyui" }, 0 }, { { dtype = "bf16" }, 0.05 }, { { dtype = "q8_0" }, 0.08 } }
   each("wan2.1-t2v-1.3b", "dit", function(net)
     local text = T.noise({ 5, 64 }, { seed = 1 })
