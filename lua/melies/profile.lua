@@ -32,7 +32,8 @@ end
 -- Sums by name. Operations may hold others (a norm casts its input): what is inside another counts for that one only.
 local function sums(spans)
   local operations, stages, ends = {}, {}, -math.huge
-  local ordered = { unpack(spans) }
+  local ordered = {}
+  for i, s in ipairs(spans) do ordered[i] = s end
   table.sort(ordered, function(a, b)
     if a.start ~= b.start then return a.start < b.start end
     return a.seconds > b.seconds
