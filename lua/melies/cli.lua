@@ -106,7 +106,7 @@ end
 
 -- Each: { usage, help line, run(words, settings) -> exit code, text of more help }.
 local commands = {}
-local command_order = { "run", "repl", "list", "info", "plan", "convert", "cache", "help", "version", "golden", "bench",
+local command_order = { "run", "repl", "list", "info", "plan", "memory", "convert", "cache", "help", "version", "golden", "bench",
   "fake-checkpoint" }
 
 local function no_more(words, n, command)
@@ -291,6 +291,9 @@ commands.plan = { "plan PROMPT|FILE [-o story.lua]", "a storyboard from a prompt
 --seed N            of what is chosen freely
 --fill, --no-fill   choose camera and light where the words are silent
 --pace NAME         calm, normal, fast          --style NAME   melies list styles          --title TEXT]], own_options = true }
+
+commands.memory = { "memory list|show|forget [NAME]", "characters, places and looks that the project remembers",
+  delegate "memory" }
 
 -- "7d" -> seconds; nil where it is no length of time.
 local function age(text)
