@@ -116,7 +116,8 @@ local function packed_bytes(layers)
   local bytes, largest = 0, 0
   for _, layer in ipairs(layers) do
     local one = layer.inputs * layer.outputs * (value_bytes[layer.compute] or 4)
-    bytes, largest = bytes + (layer.kept and one or 0), math.max(largest, one)
+    bytes = bytes + (layer.kept and one or 0)
+    largest = math.max(largest, layer.kept and math.max(one, 2 * layer.inputs * layer.outputs) or 0)
   end
   return bytes, largest
 end
@@ -267,13 +268,17 @@ end
 -- Lua's garbage holds on to tensors: so much lies about between collections (see tensor.lua).
 local function slack(limit) return math.min(256 * MIB, limit / 8) end
 
-local TILES = { 96, 64, 48, 32, 24, 16, 12, 8 }
+local TILES = { 128, 96, 64, 48, 32, 24, 16, 12 }
 local OVERLAP = 4 -- latent values on each side of a seam
 
 M.overlap = OVERLAP
 
--- The largest tiles with which decoding stays within `room`: { h, w } or nil for none, and the bytes.
-local function choose_tiles(model, h, w, room)
+-- The largest tiles with which decoding stays within `room`: { h, w } or nil for none, and the bytes: one tile's decoder,
+-- the film in f16 with what tiles share twice, and a few frames while they are joined.
+local function choose_tiles(model, shape, room)
+  local h, w, s = shape[3], shape[4], model.stride
+  local frame = h * s[2] * w * s[3] * 3
+  local film = model:frame_count(shape[2]) * frame * 2
   local state, step = M.decode_bytes(model, h, w)
   if state + step <= room then return nil, state + step end
   local best
@@ -283,10 +288,9 @@ local function choose_tiles(model, h, w, room)
       local rows = math.max(1, math.ceil((h - OVERLAP) / (th - OVERLAP)))
       local columns = math.max(1, math.ceil((w - OVERLAP) / (tw - OVERLAP)))
       local one_state, one_step = M.decode_bytes(model, th, tw)
-      local s = model.stride
-      local joined = 2 * h * s[2] * w * s[3] * s[1] * 3 * 4
-      local bytes = rows * columns * one_state + one_step + joined
-      best = { th, tw, bytes }
+      local twice = rows * th * columns * tw / (h * w)
+      local bytes = math.max(one_state + one_step, 3 * s[1] * frame * 4) + twice * film
+      if not best or bytes < best[3] then best = { th, tw, bytes } end
       if bytes <= room then break end
     end
   end
@@ -334,10 +338,10 @@ function M.plan(model, opts)
   plan.total = total
 
   -- Frames: with the transformer where it fits, without it otherwise.
-  local tile, bytes = choose_tiles(model, shape[3], shape[4], limit - base - spare - plan.packed)
+  local tile, bytes = choose_tiles(model, shape, limit - base - spare - plan.packed)
   if tile then
     plan.release = plan.packed > 0
-    tile, bytes = choose_tiles(model, shape[3], shape[4], limit - base - spare)
+    tile, bytes = choose_tiles(model, shape, limit - base - spare)
   end
   plan.tile, plan.decode = tile, bytes
   if base + spare + bytes > limit then
@@ -392,6 +396,10 @@ function M.apply(model, plan)
   for i = #plan.parts.blocks, plan.resident + 1, -1 do set(plan.parts.blocks[i].layers, false) end
   set(plan.parts.rest.layers, plan.rest)
   for i = 1, plan.resident do set(plan.parts.blocks[i].layers, true) end
+  -- Pages of a streamed block are given back when it is done.
+  model.dit.after_block = file and plan.resident < plan.of and function(i)
+    if i > plan.resident then file:drop() end
+  end or nil
 end
 
 -- Lets the packed copies go; the next apply packs again.

@@ -276,6 +276,8 @@ function Job:film(model, latent, opts)
     if writer then self:check(writer:write(frames)) end
     if keep then parts[#parts + 1] = frames end
     stage:step(i)
+  end, function(done, all)
+    stage:step(math.floor((latent.shape[2] - 1) * done / all), ("tile %d of %d"):format(done, all))
   end)
   if writer then self:check(writer:finish()) end
   if not keep then return self.saved end

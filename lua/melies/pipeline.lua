@@ -17,7 +17,7 @@
 --   model:to_x0(x, sigma, prediction)        -> estimate of the clean latent
 --   model:add_noise(latent, noise, sigma)    -> the noised latent of that sigma
 --   model:decode(latent)                     -> frames [N, H, W, 3], f32 in [0, 1]
---   model:decode_stream(latent, sink)        -> number of frames; sink(frames, i) gets them as they come
+--   model:decode_stream(latent, sink, tick)  -> number of frames; sink(frames, i) gets them as they come
 --   model:encode_video(frames)               -> latent [C, T, H, W]
 --   model.name, .folder, .config, .defaults, .space, .text_len, .stride { time, height, width }, .frame_grid
 local T = require "melies.tensor"
@@ -397,30 +397,29 @@ function Model:add_noise(latent, noise, sigma) return T.lincomb { 1 - sigma, lat
 
 -- ---- frames ----------------------------------------------------------------------------------------
 
--- A decoder for latents of h x w: in tiles where the last plan, made for that size, says so.
-local function decoder_for(model, latent)
-  local plan = model.planned
-  if not plan or plan.shape[3] ~= latent.shape[3] or plan.shape[4] ~= latent.shape[4] then
-    return model.autoencoder:decoder()
-  end
-  if plan.release and model.packed then
-    require("melies.budget").release(plan)
-    model.packed = false
-  end
-  if not plan.tile then return model.autoencoder:decoder() end
-  local budget, tiles = require "melies.budget", require "melies.tiles"
-  return tiles.decoder(model.autoencoder, { tile = plan.tile, overlap = budget.overlap, stride = model.stride })
-end
-
 function Model:decode(latent)
   local parts = {}
   self:decode_stream(latent, function(frames) parts[#parts + 1] = frames end)
   return #parts == 1 and parts[1] or T.concat(parts, 1)
 end
 
-function Model:decode_stream(latent, sink)
+-- In tiles where the last plan, made for that size, says so; tick(done, all) is then called after each. The packed
+-- transformer is let go where the plan wants its memory.
+function Model:decode_stream(latent, sink, tick)
   if latent.ndim ~= 4 then error(("decode: the latent has %d dimensions, not [C, T, H, W]"):format(latent.ndim), 2) end
-  local decoder, count, length = decoder_for(self, latent), 0, latent.shape[2]
+  local plan, length = self.planned, latent.shape[2]
+  for i = 2, 4 do
+    if plan and plan.shape[i] ~= latent.shape[i] then plan = nil end
+  end
+  if plan and plan.release and self.packed then
+    require("melies.budget").release(plan)
+    self.packed = false
+  end
+  if plan and plan.tile then
+    return require("melies.tiles").decode(self.autoencoder, latent, { tile = plan.tile,
+      overlap = require("melies.budget").overlap, stride = self.stride }, sink, tick)
+  end
+  local decoder, count = self.autoencoder:decoder(), 0
   local function give(frames, i)
     if frames and frames.shape[1] > 0 then
       sink(frames, i)

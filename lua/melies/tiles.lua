@@ -1,15 +1,16 @@
--- Decoding in tiles: a decoder for each tile of the latent, their frames joined with blended seams. Works for every
--- autoencoder that has decoder(), in space only; time is streamed already.
+-- Decoding in tiles: each tile of the latent goes through a decoder of its own from the first frame to the last, then the
+-- frames are joined with blended seams. What a decoder remembers between frames, most of the memory of decoding, is that
+-- of one tile; the film waits in f16. Works for every autoencoder that has decoder().
 --
---   tiles.decoder(net, { tile = { h, w }, overlap = n, stride = { t, h, w } })  -> stream with push(latent [C, n, H, W])
---                                                                                 and finish()
+--   tiles.decode(net, latent [C, T, H, W], { tile = { h, w }, overlap = n, stride = { t, h, w } }, sink, tick) -> frames
 --
 -- h, w, n in latent values. Neighbours share `overlap` values, where they are mixed by ramps that add up to 1.
+-- sink(frames [n, H, W, 3] f32, i) gets the film in order, once for every latent frame i that gave some; tick(done, all)
+-- is called after each tile.
+local lib = require "melies.ffi.lib"
 local T = require "melies.tensor"
 
 local M = {}
-local Stream = {}
-Stream.__index = Stream
 
 -- First value and length of each tile on an axis: as many as needed, equally long and spread evenly.
 local function cuts(size, tile, overlap)
@@ -41,62 +42,60 @@ local function ramps(all, i, scale)
   return out
 end
 
-function M.decoder(net, opts)
-  local tile, overlap = opts.tile, opts.overlap or 4
+-- Frames of one tile as a list of parts in f16, by the latent frame that gave them; those of finish() come last.
+local function decode_tile(net, latent)
+  local decoder, parts, length = net:decoder(), {}, latent.shape[2]
+  local function keep(i, frames)
+    if frames and frames.shape[1] > 0 then
+      parts[i] = frames:to "f16"
+      frames:free()
+    end
+    lib.call(lib.C.mel_check_cancel)
+  end
+  for i = 1, length do keep(i, decoder:push(latent:slice(2, i, i))) end
+  if decoder.finish then keep(length + 1, decoder:finish()) end
+  return parts
+end
+
+function M.decode(net, latent, opts, sink, tick)
+  local tile, overlap, stride = opts.tile, opts.overlap or 4, opts.stride or net.stride
   if tile[1] < 3 * overlap or tile[2] < 3 * overlap then
     error(("tiles: %dx%d with %d shared by neighbours; a tile is three times that at least"):format(tile[1], tile[2],
       overlap), 2)
   end
-  return setmetatable({ net = net, tile = tile, overlap = overlap, stride = opts.stride or net.stride }, Stream)
-end
-
-function Stream:start(h, w)
-  local rows, columns = cuts(h, self.tile[1], self.overlap), cuts(w, self.tile[2], self.overlap)
-  self.size, self.parts = { h, w }, {}
+  local s, count = latent.shape, 0
+  local rows, columns = cuts(s[3], tile[1], overlap), cuts(s[4], tile[2], overlap)
+  local all = {}
   for i, row in ipairs(rows) do
     for j, column in ipairs(columns) do
-      self.parts[#self.parts + 1] = { row = row, column = column, decoder = self.net:decoder(),
-        mask = ramps(rows, i, self.stride[2]):reshape(1, -1, 1, 1) * ramps(columns, j, self.stride[3]):reshape(1, 1, -1, 1) }
+      local part = latent:slice(3, row[1], row[1] + row[2] - 1):slice(4, column[1], column[1] + column[2] - 1):contiguous()
+      all[#all + 1] = { top = (row[1] - 1) * stride[2], left = (column[1] - 1) * stride[3], frames = decode_tile(net, part),
+        mask = ramps(rows, i, stride[2]):reshape(1, -1, 1, 1) * ramps(columns, j, stride[3]):reshape(1, 1, -1, 1) }
+      collectgarbage()
+      collectgarbage() -- what the decoder remembered goes before the next one begins
+      if tick then tick(#all, #rows * #columns) end
     end
   end
-end
-
--- The frames of every tile, step(part), joined; nil where there are none.
-function Stream:join(step)
-  local out
-  for _, part in ipairs(self.parts) do
-    local frames = step(part)
-    if frames and frames.shape[1] > 0 then
-      out = out or T.zeros { frames.shape[1], self.size[1] * self.stride[2], self.size[2] * self.stride[3], 3 }
-      local top, left = (part.row[1] - 1) * self.stride[2], (part.column[1] - 1) * self.stride[3]
-      local place = out:slice(2, top + 1, top + frames.shape[2]):slice(3, left + 1, left + frames.shape[3])
-      local weighted = frames * part.mask
-      place:add_(weighted)
+  for i = 1, s[2] + 1 do
+    local first, out = all[1].frames[i], nil
+    if first then out = T.zeros { first.shape[1], s[3] * stride[2], s[4] * stride[3], 3 } end
+    for _, one in ipairs(out and all or {}) do
+      local frames = one.frames[i]
+      local wide = frames:to "f32"
+      local weighted = wide * one.mask
+      out:slice(2, one.top + 1, one.top + frames.shape[2]):slice(3, one.left + 1, one.left + frames.shape[3])
+        :add_(weighted)
+      wide:free()
       weighted:free()
       frames:free()
+      one.frames[i] = nil
+    end
+    if out then
+      count = count + out.shape[1]
+      sink(out, math.min(i, s[2]))
     end
   end
-  return out
-end
-
-function Stream:push(latent)
-  local s = latent.shape
-  if not self.parts then self:start(s[3], s[4]) end
-  if s[3] ~= self.size[1] or s[4] ~= self.size[2] then
-    error(("tiles: this latent is %dx%d, the ones before were %dx%d"):format(s[3], s[4], self.size[1], self.size[2]), 2)
-  end
-  if #self.parts == 1 then return self.parts[1].decoder:push(latent) end
-  return self:join(function(part)
-    local y, x = part.row, part.column
-    return part.decoder:push(latent:slice(3, y[1], y[1] + y[2] - 1):slice(4, x[1], x[1] + x[2] - 1):contiguous())
-  end) or T.zeros { 0, s[3] * self.stride[2], s[4] * self.stride[3], 3 }
-end
-
--- The last frames of decoders that look ahead, nil where there are none.
-function Stream:finish()
-  if not self.parts or not self.parts[1].decoder.finish then return nil end
-  if #self.parts == 1 then return self.parts[1].decoder:finish() end
-  return self:join(function(part) return part.decoder:finish() end)
+  return count
 end
 
 M.cuts, M.ramps = cuts, ramps

@@ -71,30 +71,38 @@ t.test("weights of tiles add up to 1 for every size, tile and overlap", function
 end)
 
 t.test("tiles: where a pixel sees only its own block they change nothing, elsewhere only near seams", function()
-  local function joined(decoder, latent)
-    local parts = {}
-    stream(decoder, latent, function(frames) if frames.shape[1] > 0 then parts[#parts + 1] = frames end end)
-    if decoder.finish then parts[#parts + 1] = decoder:finish() end
-    return T.concat(parts, 1)
+  local function tiled_by(net, latent, tile)
+    local parts, done = {}, 0
+    local count = tiles.decode(net, latent, { tile = tile, overlap = 4 }, function(frames, i)
+      parts[#parts + 1] = frames
+      t.ok(i >= 1 and i <= 3)
+    end, function(n, all)
+      done = done + 1
+      t.ok(n == done and all >= n)
+    end)
+    local out = T.concat(parts, 1)
+    t.eq(count, out.shape[1])
+    return out, done
   end
   for i, net in ipairs(nets) do
     local latent = T.noise({ net.latent_channels, 3, 20, 14 }) * 0.5
-    local whole = joined(net:decoder(), latent)
-    local one = joined(tiles.decoder(net, { tile = { 20, 14 }, overlap = 4 }), latent)
-    t.close(one, whole, 0, 0, net.name .. ": one tile is the plain decoder")
+    local parts = {}
+    stream(net:decoder(), latent, function(frames) parts[#parts + 1] = frames end)
+    local whole = T.concat(parts, 1)
     t.close(net:decode(latent), whole, 0, 0, net.name .. ": whole and stream")
-    local tiled = joined(tiles.decoder(net, { tile = { 12, 12 }, overlap = 4 }), latent)
-    if i == #nets then t.close(tiled, whole, 1e-6, 0, net.name)
+    local one, count = tiled_by(net, latent, { 20, 14 })
+    t.eq(count, 1) t.close(one, whole, 5e-4, 0, net.name .. ": one tile, in f16")
+    local tiled
+    tiled, count = tiled_by(net, latent, { 12, 12 })
+    t.eq(count, 4)
+    if i == #nets then t.close(tiled, whole, 5e-4, 0, net.name)
     else
       -- Random latents and weights: every tile is another picture to the attention over the frame.
       local off, spread = (tiled - whole):abs():mean(), whole:std()
       t.ok(off < 0.3 * spread, ("%s: off by %g on average, the frames vary by %g"):format(net.name, off, spread))
     end
   end
-  t.raises(function() tiles.decoder(nets[1], { tile = { 8, 12 }, overlap = 4 }) end, "three times")
-  local decoder = tiles.decoder(nets[1], { tile = { 12, 12 }, overlap = 4 })
-  decoder:push(T.zeros { nets[1].latent_channels, 1, 16, 16 })
-  t.raises(function() decoder:push(T.zeros { nets[1].latent_channels, 1, 16, 18 }) end, "before were 16x16")
+  t.raises(function() tiled_by(nets[1], T.zeros { nets[1].latent_channels, 1, 16, 16 }, { 8, 12 }) end, "three times")
 end)
 
 t.test("a film goes to its file as it is decoded, and nothing of it is kept", function()

@@ -250,6 +250,7 @@ function Net:forward(latent, t, context)
   for i = 1, #self.blocks do
     self:run_block(i, x, view, modulation, context, cos, sin)
     if large then collectgarbage() end
+    if self.after_block then self.after_block(i) end
   end
 
   local m = ditkit.modulation(self.head_modulation, e:reshape(batch, groups, 1, self.dim))

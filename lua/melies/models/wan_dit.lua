@@ -370,6 +370,7 @@ function Net:forward(latent, t, context, options)
   for i = 1, #self.blocks do
     self:run_block(i, x, view, e0, context, cos, sin, options.caches and options.caches[i])
     if large then collectgarbage() end
+    if self.after_block then self.after_block(i) end
     if cache and i == 1 then
       seen = { first = x - before, time = e0, sigma = options.sigma }
       local rest = cache:reuse(seen)
