@@ -122,14 +122,26 @@ local function packed_bytes(layers)
   return bytes, largest
 end
 
+-- The nets of a transformer that are loaded: itself, or the experts of which it is made.
+local function cores(net)
+  return net.nets and { net.nets.high or net.nets.low, net.nets.high and net.nets.low or nil } or { net }
+end
+
+-- budget.files(weights): the files of weights, or of the experts' { high =, low = }, as a list of weights.
+function M.files(weights)
+  return rawget(weights, "high") and { weights.high, weights.low } or { weights }
+end
+
 -- The transformer's parts: { blocks = { { layers, bytes }, ... }, rest = { layers, bytes }, largest }.
 local function parts_of(net)
   local parts, seen, largest = { blocks = {} }, {}, 0
-  for i, block in ipairs(net.blocks or net.layers or {}) do
-    local layers = linears(block, {}, seen)
-    local bytes, most = packed_bytes(layers)
-    parts.blocks[i] = { layers = layers, bytes = bytes }
-    largest = math.max(largest, most)
+  for _, core in ipairs(cores(net)) do
+    for i, block in ipairs(core.blocks or {}) do
+      local layers = linears(block, {}, seen)
+      local bytes, most = packed_bytes(layers)
+      parts.blocks[#parts.blocks + 1] = { layers = layers, bytes = bytes, core = core, index = i }
+      largest = math.max(largest, most)
+    end
   end
   local layers = linears(net, {}, seen)
   parts.rest = { layers = layers, bytes = (packed_bytes(layers)) }
@@ -142,10 +154,11 @@ end
 -- they come, q and k normed and turned; the result), four for cross-attention, one and `ffn` for the feed-forward, and
 -- three of f32 for what is added to the stream, which is f32 itself. Keys and values of the texts for every block.
 function M.forward_bytes(net, tokens, batch, text_rows)
+  net = cores(net)[1]
   local e = net.dtype == "bf16" and 2 or 4
   local dim, ffn = net.dim or 0, net.ffn or 4 * (net.dim or 0)
   local row = e * (14 * dim + ffn) + 4 * 4 * dim
-  local kept = 2 * #(net.blocks or net.layers or {}) * (text_rows or 64) * dim * e
+  local kept = 2 * #(net.blocks or {}) * (text_rows or 64) * dim * e
   return 1.05 * batch * (tokens * row + kept) + 3 * tokens * dim * 4
 end
 
@@ -307,6 +320,8 @@ end
 
 -- opts: shape (of the latent), batch (texts in one forward pass, 2), text_rows.
 function M.plan(model, opts)
+  collectgarbage()
+  collectgarbage() -- what is alive counts, not what was left lying
   local limit, from = M.limit()
   local shape, batch = opts.shape, opts.batch or 2
   local net, patch = model.dit, model.patch
@@ -381,7 +396,8 @@ end
 
 -- Makes the model's packed layers those of the plan.
 function M.apply(model, plan)
-  local file = model.sources and model.sources.dit.weights
+  local files = model.sources and M.files(model.sources.dit.weights) or {}
+  local function drop() for _, file in ipairs(files) do file:drop() end end
   local function set(layers, pack)
     local changed = false
     for _, layer in ipairs(layers) do
@@ -390,16 +406,20 @@ function M.apply(model, plan)
         changed = true
       end
     end
-    if changed and pack and file then file:drop() end
+    if changed and pack then drop() end
     lib.call(C.mel_check_cancel)
   end
   for i = #plan.parts.blocks, plan.resident + 1, -1 do set(plan.parts.blocks[i].layers, false) end
   set(plan.parts.rest.layers, plan.rest)
   for i = 1, plan.resident do set(plan.parts.blocks[i].layers, true) end
   -- Pages of a streamed block are given back when it is done.
-  model.dit.after_block = file and plan.resident < plan.of and function(i)
-    if i > plan.resident then file:drop() end
-  end or nil
+  for _, core in ipairs(cores(model.dit)) do core.after_block = nil end
+  for i, block in ipairs(plan.parts.blocks) do
+    local first = block.index -- of those of this net that are streamed
+    if i > plan.resident and not block.core.after_block then
+      block.core.after_block = function(k) if k >= first then drop() end end
+    end
+  end
 end
 
 -- Lets the packed copies go; the next apply packs again.

@@ -398,9 +398,12 @@ local function latent_key(job, model, disk)
   for i, lora in ipairs(job.loras) do loras[i] = { cache.identity(lora.file), lora.strength } end
   fields.lora, fields.loras = nil, loras
   for _, part in ipairs { "dit", "text_encoder", "autoencoder" } do
-    local files = model.sources and model.sources[part].weights:files()
-    if not files then return nil end
-    fields["weights_" .. part], fields["config_" .. part] = cache.identity(files), model.config[part]
+    for i, weights in ipairs(model.sources and require("melies.budget").files(model.sources[part].weights) or { false }) do
+      local files = weights and weights:files()
+      if not files then return nil end
+      fields[part .. i] = cache.identity(files)
+    end
+    fields["config_" .. part] = model.config[part]
   end
   local ok, key = pcall(disk.key, disk, "latent", fields)
   return ok and key or nil

@@ -95,7 +95,7 @@ local function how_to_load(weights, part)
   local options = { compute = require("melies").compute() }
   if part == "autoencoder" then return options end
   local limit, bytes = require("melies.budget").limit(), 0
-  for _, file in ipairs(rawget(weights, "high") and { weights.high, weights.low } or { weights }) do
+  for _, file in ipairs(require("melies.budget").files(weights)) do
     for _, name in ipairs(file:names()) do bytes = bytes + file:bytes(name) end
   end
   options.lazy = bytes > limit * SMALL or nil
