@@ -373,7 +373,13 @@ end
 function M.describe(model, plan)
   local s = plan.shape
   local kept
-  if plan.resident == plan.of and not plan.tile and not plan.release then
+  local encoder, texts = model.text_encoder, nil
+  if encoder and encoder.streamed then
+    local bytes, file = 0, model.sources.text_encoder.weights
+    for _, name in ipairs(file:names()) do bytes = bytes + file:bytes(name) end
+    texts = ("  texts: new ones pass the encoder's file (%s) layer by layer, nothing of it stays"):format(M.text(bytes))
+  end
+  if plan.resident == plan.of and not plan.tile and not plan.release and not texts then
     return { ("memory: %s (%s); about %s will be used, everything stays in it"):format(M.text(plan.limit), plan.from,
       M.text(plan.peak)) }
   end
@@ -385,13 +391,15 @@ function M.describe(model, plan)
   end
   local decode = plan.tile and ("tiles of %dx%d"):format(plan.tile[2] * model.stride[3], plan.tile[1] * model.stride[2])
     or "whole frames"
-  return {
+  local lines = {
     ("memory: %s (%s); about %s will be used"):format(M.text(plan.limit), plan.from, M.text(plan.peak)),
     ("  sampling: %s; %s for a step over %d frames of %dx%d"):format(kept, M.text(plan.forward),
       model:frame_count(s[2]), s[4] * model.stride[3], s[3] * model.stride[2]),
     ("  decoding: %s, %s%s"):format(decode, M.text(plan.decode),
       plan.release and ", after the transformer's packed copy was let go" or ""),
   }
+  if texts then table.insert(lines, 2, texts) end
+  return lines
 end
 
 -- Makes the model's packed layers those of the plan.
