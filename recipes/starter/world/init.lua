@@ -10,7 +10,6 @@
 --                    second_colour
 --   clip.boxes       where asked: for each frame { x0, y0, x1, y1 } in pixels about the subjects, false where none is
 local melies = require "melies"
-local ffi = require "ffi"
 local T = melies.tensor
 local floor, min, max = math.floor, math.min, math.max
 
@@ -199,9 +198,14 @@ local rooms = {}
 local function room(w, h, pw, ph)
   local key = w .. "x" .. h .. ":" .. pw .. "x" .. ph
   if not rooms[key] then
-    rooms = { [key] = { frame = ffi.new("float[?]", 3 * w * h),
-      ground = ffi.new("float[?]", 3 * w * h), dist = ffi.new("float[?]", w * h), mask = ffi.new("uint8_t[?]", w * h),
-      picture = ffi.new("float[?]", 3 * pw * ph), copy = ffi.new("float[?]", 3 * pw * ph) } }
+    local r = { tensors = {} }
+    for name, shape in pairs { frame = { h, w, 3 }, ground = { h, w, 3 }, dist = { h, w }, picture = { ph, pw, 3 },
+      copy = { ph, pw, 3 } } do
+      r.tensors[name] = T.empty(shape)
+    end
+    r.tensors.mask = T.empty({ h, w }, "u8")
+    for name, x in pairs(r.tensors) do r[name] = x:ptr() end
+    rooms = { [key] = r }
   end
   return rooms[key]
 end
@@ -350,8 +354,8 @@ function world.render(a, o)
       raster.resample(ground, w, h, r.picture, pw, ph, (px + hw) * res - 0.5 * aspect * res / zoom,
         (py + hh) * res - 0.5 * res / zoom, 1 / zoom)
     end
-    ffi.copy(r.frame, ground, 12 * w * h)
-    ffi.fill(r.mask, w * h)
+    r.tensors.frame:copy_(r.tensors.ground)
+    r.tensors.mask:fill_(0)
     for pass = 1, 2 do -- all shadows lie below all subjects
       for _, e in ipairs(actors) do
         local s = pose(e, t, aspect)
@@ -368,8 +372,7 @@ function world.render(a, o)
       end
     end
     raster.store(out + f * width * height * 3, width, height, r.frame, block)
-    if block == 1 then ffi.copy(mask_out + f * width * height, r.mask, width * height)
-    else raster.store_mask(mask_out + f * width * height, width, height, r.mask, block) end
+    raster.store_mask(mask_out + f * width * height, width, height, r.mask, block)
     if boxes then boxes[f + 1] = box_of(mask_out + f * width * height, width, height) or false end
   end
   return frames, masks, boxes

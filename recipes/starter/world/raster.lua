@@ -309,6 +309,10 @@ function raster.store(out, w, h, frame, n)
   end
 end
 function raster.store_mask(out, w, h, mask, n)
+  if n == 1 then
+    for i = 0, w * h - 1 do out[i] = mask[i] end
+    return
+  end
   local small = floor((w + n - 1) / n)
   for y = 0, h - 1 do
     local row = floor(y / n) * small
