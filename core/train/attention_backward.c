@@ -76,6 +76,10 @@ static const char *at(const mel_tensor *t, int64_t b, int64_t l, int64_t h) {
 // Row l of a head as `depth` operands.
 static void load_row(const job *j, const mel_tensor *t, int64_t b, int64_t l, int64_t h, char *dst, float *buffer) {
     const char *src = at(t, b, l, h);
+    // Rows of one head lie apart, and this is their first use in a while.
+    const char *later = src + 8 * t->strides[1] * mel_dtype_size(t->dtype);
+    for (int64_t i = 0; i < j->d * mel_dtype_size(t->dtype); i += 64)
+        __builtin_prefetch(later + i);
     if (t->dtype == j->operand) {
         memcpy(dst, src, (size_t)(j->d * j->size));
     } else {
