@@ -215,9 +215,9 @@ t.test("plugin names in strings, parameters in tables", function()
   t.eq((candidates 'registry.get("schedule", "eule'), "")
   t.ok((candidates ".reload dpmpp_2"):find("dpmpp_2m", 1, true))
   t.ok((candidates 'run("text_to_v'):find("text_to_video", 1, true))
-  local found, n = candidates 'melies.run("text_to_video", { prompt = "x", step'
+  local found, n = candidates 'melies.run("text_to_video", { prompt = "x", steps'
   t.eq(found, "steps = ")
-  t.eq(n, 4)
+  t.eq(n, 5)
   t.eq((candidates 'melies.run("text_to_video", { prompt = '), (candidates ""))
   t.ok((candidates "progress.bar { lab"):find("label = ", 1, true))
   t.eq((candidates 'sampling.run("heun", f(x), x, s, { params = { s_ch'), "s_churn = ")
