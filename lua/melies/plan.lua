@@ -4,6 +4,7 @@
 --   plan.read(path[, form]) -> board | nil, message, problems     plan.write(path, board[, form]) -> true | nil, message
 --   plan.parse(text, form, name), plan.text(board, form)           the same for texts; forms: plan.forms
 --   plan.check(board[, name]) -> a checked copy | nil, message, problems
+--   plan.added(board) -> the whole prompt beside the shots' prompts, with marks | nil
 --   plan.prompt(board, i) -> what the model is told of shot i      plan.diff(board, i) -> what that adds to the words | nil
 --   plan.shots(prompt or board, options) -> { { text=, negative=, frames=, seconds=, seed=, overlap=, transition=,
 --                                             who=, where=, camera=, light= }, ... } | nil, message
@@ -105,6 +106,14 @@ function M.make(prompt, options)
     shot.seconds = grid.seconds(shot.seconds or grid.window)
   end
   return board, notes
+end
+
+-- The whole prompt beside the prompts of all shots: "{+added+} [-taken out-]". For planners whose shots have words of
+-- their own.
+function M.added(board)
+  local prompts = {}
+  for i = 1, #board.shots do prompts[i] = compose.prompt(board, i) .. "." end
+  return compose.marked(board.prompt or "", table.concat(prompts, " "))
 end
 
 -- ---- files -------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 local t = require "harness"
 local plan = require "melies.plan"
 local forms = require "melies.plan.forms"
+local melies = require "melies"
 local root = os.getenv "MELIES_ROOT" or "."
 local program = (os.getenv "MELIES_BUILD" or root .. "/build") .. "/melies"
 
@@ -106,6 +107,21 @@ t.test("a Lua storyboard is data: nothing is in reach, and it ends", function()
   refused("\27LJ", "compiled code is not read")
   refused("", "it returns nothing")
   t.ok(plan.parse("local s = 17 / 8\nreturn { shots = { { text = 'a', seconds = s } } }", "lua"))
+end)
+
+t.test("damaged storyboards are refused with a message, in every form", function()
+  local board = assert(plan.check(example()))
+  math.randomseed(7)
+  for _, form in ipairs(plan.forms) do
+    local text = plan.text(board, form)
+    for _ = 1, 300 do
+      local at = math.random(#text)
+      local cut = math.random(3) == 1 and text:sub(1, at) or text:sub(1, at - 1) .. string.char(math.random(0, 255)) .. text:sub(at + 1)
+      local got, message = plan.parse(cut, form, "cut")
+      t.ok(got or (type(message) == "string" and #message > 3), tostring(message))
+      if got then t.ok(#got.shots > 0) end
+    end
+  end
 end)
 
 t.test("HoloCine's form, in and out", function()
@@ -257,6 +273,113 @@ t.test("the program: plan, explain, convert, refuse", function()
   t.eq((run("plan")), 2)
   t.eq((run("plan 'a ball' --form x")), 2)
   t.eq((run("plan 'a ball' --seed x")), 2)
+end)
+
+-- ---- the language model ------------------------------------------------------------------------------
+
+local good = [[{"title": "A ball", "look": "", "pace": "calm",
+  "characters": [{"name": "ball", "description": "a big red ball"}], "places": [{"name": "field", "description": "a wide field"}],
+  "shots": [{"text": "the ball rolls", "who": ["ball"], "where": "field", "camera": null, "seconds": 3, "transition": "cut"},
+    {"text": "the ball jumps", "who": ["ball"], "where": "field", "seconds": 2, "transition": "overlap"}]}]]
+
+-- A proxy of the user's is not asked for an address of this machine.
+require("ffi").cdef "int setenv(const char *, const char *, int);"
+require("ffi").C.setenv("no_proxy", "127.0.0.1", 1)
+
+local function chat(content)
+  return melies.json.encode { choices = melies.json.array { { message = { role = "assistant", content = content } } } }
+end
+
+-- A server that gives these answers ({ status, body }) in turn: its address, and a function that reads what it was asked.
+local function serve(answers)
+  local folder = t.folder()
+  local command = ("'%s/http_fixture' '%s/port' '%s/log'"):format(os.getenv "MELIES_BUILD" or root .. "/build", folder, folder)
+  for i, answer in ipairs(answers) do
+    local f = assert(io.open(folder .. "/" .. i, "wb"))
+    f:write(answer[2])
+    f:close()
+    command = command .. (" %d '%s/%d'"):format(answer[1], folder, i)
+  end
+  os.execute(command .. " >/dev/null 2>&1 &")
+  local port
+  for _ = 1, 500 do
+    local f = io.open(folder .. "/port")
+    port = f and f:read("*n")
+    if f then f:close() end
+    if port then break end
+    os.execute("sleep 0.02")
+  end
+  t.ok(port, "the server listens")
+  return "http://127.0.0.1:" .. port, function() return assert(melies.fs.read(folder .. "/log")) end
+end
+
+local function ask(url, more)
+  local options = { planner = "llm", params = { endpoint = url, timeout = 5 } }
+  for key, value in pairs(more or {}) do options[key] = value end
+  return plan.make("a red ball rolls, then it jumps", options)
+end
+
+t.test("a language model's answer is checked, and asked in OpenAI's form", function()
+  local url, asked = serve { { 200, chat(good) } }
+  local board, notes = ask(url)
+  t.ok(board, notes)
+  t.eq(notes.planner, "llm")
+  t.eq(#board.shots, 2)
+  t.eq(board.shots[1].transition, "none")
+  t.eq((board.shots[1].seconds * 8 - 1) % 4, 0, "on the frame grid")
+  t.eq(plan.prompt(board, 2), "a big red ball jumps on a wide field")
+  t.ok(plan.added(board):find("{+big+}", 1, true), plan.added(board))
+  local request = asked()
+  t.ok(request:find("POST /v1/chat/completions HTTP/1.1", 1, true))
+  local body = assert(melies.json.decode(request:match("\r\n\r\n(.*)\n%-%-%-%-\n$")))
+  t.eq(body.messages[2].content, "a red ball rolls, then it jumps")
+  t.eq(body.response_format.json_schema.schema.properties.shots.type, "array")
+end)
+
+t.test("a wrong answer is sent back once with what is wrong; a server without schemas is asked without", function()
+  local url, asked = serve { { 400, "no response_format" }, { 200, chat((good:gsub('"where": "field"', '"were": "field"'))) },
+    { 200, chat("<think>so</think>\n```json\n" .. good .. "\n```") } }
+  local board, notes = ask(url)
+  t.ok(board, notes)
+  t.eq(notes.planner, "llm")
+  t.ok(asked():find("unknown key 'were', did you mean 'where'?", 1, true))
+end)
+
+t.test("what fails falls back to the rules, with a notice", function()
+  local wrong = good:gsub('%["ball"%]', '["bll"]')
+  for i, case in ipairs {
+    { { { 200, chat("I cannot do that") }, { 200, chat("no") } }, "answer: line 1" },
+    { { { 200, chat(wrong) }, { 200, chat(wrong) } }, "'bll' is no character" },
+    { { { 500, "out of order" } }, "answers 500: out of order" },
+    { { { 200, "not json" } }, "line 1, column" },
+    { { { 200, "{}" } }, "no choices[1].message.content" },
+    { { { 200, ("x"):rep(1000) .. "\0" } }, "line 1, column" },
+  } do
+    local url = serve(case[1])
+    local board, notes = ask(url)
+    t.ok(board, notes)
+    t.eq(notes.planner, "rules")
+    t.eq(#board.shots, 2)
+    local text = table.concat(notes.notices, "\n")
+    t.ok(text:find("the rules plan instead", 1, true) and text:find(case[2], 1, true), i .. ": " .. text)
+  end
+  local board, notes = ask("http://127.0.0.1:1")
+  t.eq(#board.shots, 2)
+  t.ok(table.concat(notes.notices):find("127.0.0.1", 1, true))
+  board, notes = ask("file:///etc/passwd")
+  t.eq(#board.shots, 2)
+  t.ok(table.concat(notes.notices):find("no http:// or https://", 1, true))
+  t.eq(select(2, ask("http://x", { params = { endpont = "x" } })),
+    "planner llm has no parameter 'endpont', did you mean 'endpoint'?")
+end)
+
+t.test("melies plan --planner llm shows what was added", function()
+  local url = serve { { 200, chat(good) } }
+  local pipe = io.popen(("no_proxy=127.0.0.1 '%s' plan 'a red ball rolls, then it jumps' --planner llm "
+    .. "--endpoint %s 2>&1 >/dev/null"):format(program, url))
+  local text = pipe:read("*a")
+  pipe:close()
+  t.ok(text:find("{+big+}", 1, true), text)
 end)
 
 t.finish()

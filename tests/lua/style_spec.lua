@@ -12,6 +12,7 @@ t.test("every shipped style is whole and says what it is", function()
     t.eq(style.check(entry.plugin), nil)
     t.ok(entry.help and #entry.help > 5, entry.name)
     t.ok(entry.plugin.negative, entry.name)
+    for _, pass in ipairs(entry.plugin.passes or {}) do assert(melies.pass.resolve("pass", pass)) end
     local words = style.prompt(entry.name, "a red ball rolls")
     t.ok(words:find("a red ball rolls", 1, true) and #words > 25, words)
     t.eq(style.prompt(entry.name, words:match(".*")):sub(1, 5), words:sub(1, 5))

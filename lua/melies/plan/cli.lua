@@ -78,7 +78,9 @@ function M.plan(words, io_)
   if type(notes) == "table" and notes.decisions then
     for _, text in ipairs(notes.notices) do log.say("melies: %s", text) end
     if o.explain then io.stderr:write(plan.explain(notes), "\n") end
-    if not io_.quiet then
+    if not io_.quiet and notes.planner ~= "rules" then
+      io.stderr:write(plan.added(board) or "nothing was added", "\n")
+    elseif not io_.quiet then
       for i = 1, #board.shots do
         local diff = plan.diff(board, i)
         if diff then io.stderr:write(("shot %d  %s\n"):format(i, (diff:gsub("%s+", " ")))) end

@@ -141,14 +141,17 @@ function M.changes(old, new)
   return out
 end
 
--- "{+added+} [-taken out-]" of one shot; nil where nothing was changed.
-function M.diff(board, i)
+-- "{+added+} [-taken out-]"; nil where nothing was changed.
+function M.marked(old, new)
   local parts, changed = {}, false
-  for _, run in ipairs(M.changes(board.shots[i].text or "", M.prompt(board, i))) do
+  for _, run in ipairs(M.changes(old, new)) do
     changed = changed or run[1] ~= "="
     parts[#parts + 1] = run[1] == "+" and "{+" .. run[2] .. "+}" or run[1] == "-" and "[-" .. run[2] .. "-]" or run[2]
   end
   return changed and table.concat(parts, " ") or nil
 end
+
+-- What the prompt of shot i adds to the shot's words.
+function M.diff(board, i) return M.marked(board.shots[i].text or "", M.prompt(board, i)) end
 
 return M

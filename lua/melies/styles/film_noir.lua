@@ -4,5 +4,5 @@ return {
   kind = "style", name = "film_noir",
   after = "film noir, black and white, venetian blind shadows, 1940s",
   negative = "colour, bright daylight, cartoon",
-  realism = { light = "low", texture = "grainy" },
+  realism = { light = "low", texture = "grainy" }, passes = { { "grain", amount = 0.05 } },
 }

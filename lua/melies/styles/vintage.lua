@@ -4,5 +4,5 @@ return {
   kind = "style", name = "vintage",
   after = "8mm home movie, faded colours, light leaks, dust and scratches",
   negative = "digital, sharp, high definition",
-  realism = { texture = "grainy" },
+  realism = { texture = "grainy" }, passes = { { "grain", amount = 0.05 } },
 }
