@@ -116,7 +116,8 @@ t.test("damaged storyboards are refused with a message, in every form", function
     local text = plan.text(board, form)
     for _ = 1, 300 do
       local at = math.random(#text)
-      local cut = math.random(3) == 1 and text:sub(1, at) or text:sub(1, at - 1) .. string.char(math.random(0, 255)) .. text:sub(at + 1)
+      local cut = math.random(3) == 1 and text:sub(1, at)
+        or text:sub(1, at - 1) .. string.char(math.random(0, 255)) .. text:sub(at + 1)
       local got, message = plan.parse(cut, form, "cut")
       t.ok(got or (type(message) == "string" and #message > 3), tostring(message))
       if got then t.ok(#got.shots > 0) end
