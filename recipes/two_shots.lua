@@ -16,6 +16,7 @@ return {
     local model = job:load()
     local p = job:defaults(model)
     local shape = job:shape(model)
+    job:encode_ahead(model, { p.prompt, p.second })
     local negative = job:encode(model, p.negative, { negative = true })
     local base, films, anchor = job:noise(shape), {}, nil
     for i, prompt in ipairs { p.prompt, p.second } do

@@ -158,18 +158,26 @@ function Job:encode(model, prompt, opts)
   return text
 end
 
+-- Prompts that will be encoded go through the encoder together, in one pass over its weights; the negative one is among
+-- them. What is wrong with a prompt is told when it is encoded.
+function Job:encode_ahead(model, prompts)
+  if not model.encode_ahead then return end
+  local p = self.params
+  local function ahead(stand_in, text, negative)
+    local ok, parsed = pcall(require("melies.prompt").parse, text, { style = p.prompt_style, seed = self.seed,
+      wildcards = p.wildcards, negative = negative })
+    if ok then stand_in:encode(parsed, { truncate = p.truncate, steps = p.steps }) end
+  end
+  model:encode_ahead(function(stand_in)
+    for _, text in ipairs(prompts) do ahead(stand_in, text) end
+    ahead(stand_in, p.negative or "", true)
+  end)
+end
+
 -- { text =, negative = } of p.prompt and p.negative, for guides.
 function Job:texts(model)
   local p = self.params
-  if model.encode_ahead then -- both texts in one pass over the encoder; what is wrong with them is told below
-    model:encode_ahead(function(stand_in)
-      for _, text in ipairs { p.prompt, p.negative or "" } do
-        local ok, parsed = pcall(require("melies.prompt").parse, text, { style = p.prompt_style, seed = self.seed,
-          wildcards = p.wildcards, negative = text == p.negative })
-        if ok then stand_in:encode(parsed, { truncate = p.truncate, steps = p.steps }) end
-      end
-    end)
-  end
+  self:encode_ahead(model, { p.prompt })
   return { text = self:encode(model, p.prompt), negative = self:encode(model, p.negative or "", { negative = true }) }
 end
 

@@ -107,15 +107,14 @@ end)
 
 t.test("a film goes to its file as it is decoded, and nothing of it is kept", function()
   local folder = t.folder()
-  local given = { prompt = "a red ball", steps = 2, frames = 65, width = 128, height = 128, seed = 7 }
+  local given = { prompt = "a red ball", steps = 2, frames = 33, width = 128, height = 128, seed = 7 }
   local frames = assert(melies.run("text_to_video", given))
   given.output = folder .. "/film-%04d.png"
-  local peak_before = tonumber(C.mel_mem_live())
   local result = assert(melies.recipe.run(assert(melies.recipe.find "text_to_video"),
     assert(melies.recipe.check(assert(melies.recipe.find "text_to_video"), given)), { keep = false, progress = false }))
-  t.eq(result, given.output, "the result is the path") t.ok(peak_before > 0)
+  t.eq(result, given.output, "the result is the path")
   local saved = assert(melies.media.load(given.output))
-  t.eq(saved.shape[1], 65)
+  t.eq(saved.shape[1], 33)
   t.close(saved, melies.media.to_u8(frames), 0, 0, "the same frames")
 end)
 
