@@ -106,8 +106,8 @@ end
 
 -- Each: { usage, help line, run(words, settings) -> exit code, text of more help }.
 local commands = {}
-local command_order = { "run", "repl", "list", "info", "plan", "memory", "convert", "cache", "help", "version", "golden", "bench",
-  "fake-checkpoint" }
+local command_order = { "run", "repl", "list", "info", "check", "plan", "memory", "convert", "cache", "help", "version", "golden",
+  "bench", "fake-checkpoint" }
 
 local function no_more(words, n, command)
   if words[n + 1] then stop(USAGE, "%s: unknown argument '%s'", command, words[n + 1]) end
@@ -294,6 +294,25 @@ commands.plan = { "plan PROMPT|FILE [-o story.lua]", "a storyboard from a prompt
 
 commands.memory = { "memory list|show|forget [NAME]", "characters, places and looks that the project remembers",
   delegate "memory" }
+
+commands.check = { "check FILE [CHECK...]", "measure a film: flicker, motion, drift, likeness, faults; exit code 1 where it fails",
+  function(words)
+    if #words == 0 then stop(USAGE, "check: which film?") end
+    local check = require "melies.check"
+    local list
+    if #words > 1 then
+      list = {}
+      for i = 2, #words do
+        local parsed, message = require("melies.pass").parse(words[i])
+        if not parsed then stop(USAGE, "check: %s", message) end
+        for _, entry in ipairs(parsed) do list[#list + 1] = entry end
+      end
+    end
+    local report, message = check.file(words[1], list)
+    if not report then stop(FAILED, "%s", message) end
+    out(check.text(report))
+    return report.passed and OK or FAILED
+  end, "CHECK: a name (melies list checks) with its parameters, such as \"flicker: threshold=0.99\". Without one: all of them." }
 
 -- "7d" -> seconds; nil where it is no length of time.
 local function age(text)

@@ -165,10 +165,10 @@ local function colours_of(small)
   return bins
 end
 
--- video.cut_detector(threshold = 0.5): a function that is given the frames in order and says whether a new shot begins
+-- video.cut_detector(threshold = 0.3): a function that is given the frames in order and says whether a new shot begins
 -- with this one, and how new it is. What is new has to stand out from the frames before it, too.
 function video.cut_detector(threshold)
-  threshold = threshold or 0.5
+  threshold = threshold or 0.3
   local before, usual
   return function(frame)
     local small = video.reduce(frame, 64)
@@ -178,7 +178,7 @@ function video.cut_detector(threshold)
     if not last then return false, 0 end
     local value = novelty(last, here)
     if value ~= value then value = 0 end
-    local cut = value > threshold and value > 2.5 * (usual or 0)
+    local cut = value > threshold and value > 3 * (usual or 0)
     if cut then usual = nil else usual = usual and 0.8 * usual + 0.2 * value or value end
     return cut, value
   end
@@ -187,8 +187,9 @@ end
 -- ---- features -----------------------------------------------------------------------------------
 
 -- video.features(frame, region): a list of numbers that tells what a frame looks like, to be compared with
--- video.likeness. Six hues by six (of Lab), eight directions of edges in 4 x 4 parts of the frame, the 8 x 8 lowest
--- frequencies of brightness, each group of unit length. region: "centre" weighs the middle, "border" what is around it.
+-- video.likeness. 12 x 12 hues (of Lab), eight directions of edges in 4 x 4 parts of the frame less their mean, the
+-- 8 x 8 lowest frequencies of brightness; 0.4, 0.3 and 0.3 of the whole. region: "centre" weighs the
+-- middle, "border" what is around it.
 function video.features(frame, region)
   local n = 64
   local small = video.resize(video.floats(frame), n, n, (frame.shape[1] < n or frame.shape[2] < n) and "bilinear" or "area")
@@ -204,21 +205,21 @@ function video.features(frame, region)
     end
   end
   local hues, edges, waves = {}, {}, {}
-  for i = 1, 36 do hues[i] = 0 end
+  for i = 1, 144 do hues[i] = 0 end
   for i = 1, 128 do edges[i] = 0 end
   for y = 0, n - 1 do
     for x = 0, n - 1 do
       local i = y * n + x
       local w = weight[i]
-      local hx = math.max(0, math.min(4.999, (p[3 * i + 1] + 75) / 30))
-      local hy = math.max(0, math.min(4.999, (p[3 * i + 2] + 75) / 30))
+      local hx = math.max(0, math.min(10.999, (p[3 * i + 1] + 77) / 14))
+      local hy = math.max(0, math.min(10.999, (p[3 * i + 2] + 77) / 14))
       local cx, cy = math.floor(hx), math.floor(hy)
       local fx, fy = hx - cx, hy - cy
-      local at = cy * 6 + cx + 1
+      local at = cy * 12 + cx + 1
       hues[at] = hues[at] + w * (1 - fx) * (1 - fy)
       hues[at + 1] = hues[at + 1] + w * fx * (1 - fy)
-      hues[at + 6] = hues[at + 6] + w * (1 - fx) * fy
-      hues[at + 7] = hues[at + 7] + w * fx * fy
+      hues[at + 12] = hues[at + 12] + w * (1 - fx) * fy
+      hues[at + 13] = hues[at + 13] + w * fx * fy
       if x > 0 and y > 0 and x < n - 1 and y < n - 1 then
         local gx, gy = p[3 * i + 3] - p[3 * i - 3], p[3 * (i + n)] - p[3 * (i - n)]
         local size = math.sqrt(gx * gx + gy * gy)
@@ -244,6 +245,12 @@ function video.features(frame, region)
         waves[#waves + 1] = sum / (1 + u + v)
       end
     end
+  end
+  -- What goes in every direction alike says little: each part's mean is taken out.
+  for cell = 0, 120, 8 do
+    local mean = 0
+    for k = 1, 8 do mean = mean + edges[cell + k] / 8 end
+    for k = 1, 8 do edges[cell + k] = edges[cell + k] - mean end
   end
   local result = {}
   local function add(group, share)

@@ -62,7 +62,7 @@ local function words(line)
   return out
 end
 
-local commands = { run = true, repl = true, list = true, info = true, help = true, version = true, cache = true,
+local commands = { run = true, check = true, repl = true, list = true, info = true, help = true, version = true, cache = true,
   plan = true, memory = true }
 
 local function check_line(line)

@@ -180,7 +180,8 @@ end)
 
 t.test("filter: FFmpeg's words", function()
   local film = clips.rolling(6, 1)
-  local out, info = run(film, { { "filter", graph = "hflip" } })
+  local out = run(film, { { "filter", graph = "hflip" } })
+  local info
   t.eq(#out, 6)
   t.ok(clips.apart(out[3]:slice(2, 1, 1), film[3]:slice(2, 128, 128)) < 0.005)
   out, info = run(film, { { "filter", graph = "fps=48,scale=64:48" } })

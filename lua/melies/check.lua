@@ -1,0 +1,327 @@
+-- Checks: what can be measured about a whole film, and what to do where it fails. A check is a plugin of kind "check":
+--   params (its thresholds among them); new(params, info) -> object
+-- with push(self, here) for every frame in order and finish(self) -> result, a table of
+--   value       the measure, a number (nil: there was nothing to measure)
+--   pass        true or false; nil: not judged
+--   threshold, better   what it was held against; "high" or "low": which side is good
+--   where       the worst places: { frame =, time =, shot =, value =, what = }
+--   series      a table of frames and values, to be drawn over time
+--   remedy      what may help: { seed = true } or { pass = entry of a list of passes }
+--   note        a few words
+-- `here` is shared by all checks, so that flow is made once: index (from 1), time (seconds), shot, cut (a shot begins here),
+-- raw (the frame as given), nonfinite (values of raw that are not numbers), frame (f32, long side at most `size`), previous
+-- (the same of the frame before, nil at the first), flow() and back() (from the frame before to this one, and back), sure()
+-- (where they agree, [h, w]), luma(), features(region). info is { width, height, fps, cuts, prompt, score, model }.
+local lib = require "melies.ffi.lib"
+local log = require "melies.log"
+local media = require "melies.media"
+local pass = require "melies.pass"
+local registry = require "melies.registry"
+local video = require "melies.video"
+
+local check = {}
+
+-- ---- what a frame knows ---------------------------------------------------------------------------
+
+local Here = {}
+Here.__index = Here
+
+local function made_once(name, make)
+  Here[name] = function(self)
+    if self["own_" .. name] == nil then self["own_" .. name] = make(self) end
+    return self["own_" .. name]
+  end
+end
+made_once("flow", function(self) return video.flow(self.previous.frame, self.frame, { finest = 2 }) end)
+made_once("back", function(self) return video.flow(self.frame, self.previous.frame, { finest = 2 }) end)
+made_once("sure", function(self) return video.consistent(self:flow(), self:back()) end)
+made_once("luma", function(self) return video.luma(self.frame) end)
+
+function Here:features(region)
+  self.looks = self.looks or {}
+  self.looks[region or "all"] = self.looks[region or "all"] or video.features(self.frame, region)
+  return self.looks[region or "all"]
+end
+
+-- ---- series: a value for each of some frames ------------------------------------------------------------
+
+local Series = {}
+Series.__index = Series
+
+-- check.series(): add(here, value, what); mean(), least(), most(); worst("low" | "high", limit, count): the places past the
+-- limit, the worst first.
+function check.series() return setmetatable({ frames = {}, values = {}, places = {} }, Series) end
+
+function Series:add(here, value, what)
+  local n = #self.frames + 1
+  self.frames[n], self.values[n] = here.index, value
+  self.places[n] = { frame = here.index, time = here.time, shot = here.shot, value = value, what = what }
+end
+
+function Series:mean()
+  if #self.values == 0 then return nil end
+  local sum = 0
+  for _, value in ipairs(self.values) do sum = sum + value end
+  return sum / #self.values
+end
+
+local function extreme(self, fn)
+  local best = self.values[1]
+  for i = 2, #self.values do best = fn(best, self.values[i]) end
+  return best
+end
+function Series:least() return extreme(self, math.min) end
+function Series:most() return extreme(self, math.max) end
+
+function Series:worst(side, limit, count)
+  local list = {}
+  for _, place in ipairs(self.places) do
+    if (side == "low" and place.value < limit) or (side == "high" and place.value > limit) then list[#list + 1] = place end
+  end
+  table.sort(list, function(a, b)
+    if a.value == b.value then return a.frame < b.frame end
+    if side == "low" then return a.value < b.value end
+    return a.value > b.value
+  end)
+  for i = #list, (count or 5) + 1, -1 do list[i] = nil end
+  return list
+end
+
+-- ---- running ------------------------------------------------------------------------------------------
+
+local run_options = { fps = true, cuts = true, size = true, prompt = true, score = true, model = true, progress = true }
+
+local function entries_of(list)
+  if list == nil then
+    local all = {}
+    for _, entry in ipairs(registry.list "check") do all[#all + 1] = entry.name end
+    return all
+  end
+  if type(list) == "string" then return pass.parse(list) end
+  return list
+end
+
+-- check.run(source, checks, {fps = 24, cuts=, size = 256, prompt=, score=, model=, progress=}): a report on a film: frames,
+-- fps, shots = { { first =, last = } }, results (a list of the checks' results with their name, help and values of
+-- parameters), by (the same by name), passed (no check failed), failed (their names). source: as pass.stream takes it.
+-- checks: names or { name, values... }, or a text as pass.parse takes it; without it all there are. cuts: the frames that
+-- begin a shot, where they are known; false: none; else they are looked for. nil and a message.
+function check.run(source, checks, options)
+  options = options or {}
+  lib.check_options("check.run", options, run_options)
+  local list, message = entries_of(checks)
+  if not list then return nil, message end
+  local next_frame = pass.stream(source)
+  local first = next_frame()
+  if not first then return nil, "there are no frames" end
+  local info = { width = first.shape[2], height = first.shape[1], fps = options.fps or 24, cuts = options.cuts,
+    prompt = options.prompt, score = options.score, model = options.model }
+  local running = {}
+  for i, entry in ipairs(list) do
+    local plugin, values = pass.resolve("check", entry)
+    if not plugin then return nil, values end
+    running[i] = { plugin = plugin, values = values, object = plugin.new(values, info) }
+  end
+  local known, detect = nil, nil
+  if type(options.cuts) == "table" then
+    known = {}
+    for _, at in ipairs(options.cuts) do known[at] = true end
+  elseif options.cuts == nil then detect = video.cut_detector() end
+
+  local shots, index, previous = { { first = 1 } }, 0, nil
+  local frame = first
+  while frame do
+    index = index + 1
+    local cut = false
+    if detect then cut = detect(frame)
+    elseif known then cut = known[index] and index > 1 or false end
+    if cut then
+      shots[#shots].last = index - 1
+      shots[#shots + 1] = { first = index }
+    end
+    local whole = frame
+    local broken = frame.dtype ~= "u8" and frame:nonfinite() or 0
+    if broken > 0 then whole = media.to_u8(frame) end -- not a number: black, so that the other checks go on
+    local here = setmetatable({ nonfinite = broken, index = index, time = (index - 1) / info.fps, raw = frame, cut = cut,
+      shot = #shots, frame = video.reduce(whole, options.size or 256):contiguous(),
+      previous = previous }, Here)
+    for _, each in ipairs(running) do each.object:push(here) end
+    if previous then previous.previous, previous.raw = nil, nil end
+    previous = here
+    if options.progress then options.progress(index) end
+    frame = next_frame()
+  end
+  shots[#shots].last = index
+
+  local report = { frames = index, fps = info.fps, width = info.width, height = info.height, shots = shots, results = {},
+    by = {}, failed = {}, passed = true }
+  for i, each in ipairs(running) do
+    local result = each.object:finish(shots)
+    result.name, result.params, result.help = each.plugin.name, each.values, each.plugin.help
+    result.where = result.where or {}
+    report.results[i], report.by[result.name] = result, result
+    if result.pass == false then
+      report.passed = false
+      report.failed[#report.failed + 1] = result.name
+    end
+  end
+  return report
+end
+
+-- check.file(path, checks, options): check.run on a film's file, frame by frame, at its own rate. nil and a message.
+function check.file(path, checks, options)
+  local reader, message = media.reader(path)
+  if not reader then return nil, message end
+  local given = { fps = reader:info().fps > 0 and reader:info().fps or 24 }
+  for key, value in pairs(options or {}) do given[key] = value end
+  local ok, report, why = pcall(check.run, reader, checks, given)
+  reader:close()
+  if not ok then
+    if type(report) == "string" and report:find(path, 1, true) then return nil, report end
+    error(report, 0)
+  end
+  if not report then return nil, why end
+  return report
+end
+
+-- The numbers of the shots in which something failed, sorted.
+function check.failing_shots(report)
+  local seen, list = {}, {}
+  for _, result in ipairs(report.results) do
+    if result.pass == false then
+      for _, place in ipairs(result.where) do
+        if place.shot and not seen[place.shot] then
+          seen[place.shot] = true
+          list[#list + 1] = place.shot
+        end
+      end
+    end
+  end
+  table.sort(list)
+  return list
+end
+
+-- ---- telling ------------------------------------------------------------------------------------------
+
+local function number_text(value)
+  if value == nil then return "-" end
+  if value % 1 == 0 and math.abs(value) < 1e6 then return ("%d"):format(value) end
+  return math.abs(value) < 0.01 and ("%.2e"):format(value) or ("%.4g"):format(value)
+end
+
+-- check.text(report): a line for each check, with the worst places of those that failed.
+function check.text(report)
+  local lines = { ("%d frames, %.1f s at %.4g/s, %d shot%s"):format(report.frames, report.frames / report.fps, report.fps,
+    #report.shots, #report.shots == 1 and "" or "s") }
+  for _, r in ipairs(report.results) do
+    local verdict = r.pass == nil and "  -   " or r.pass and "  ok  " or " FAIL "
+    local held = r.threshold and (" (%s %s)"):format(r.better == "high" and "at least" or "at most", number_text(r.threshold))
+      or ""
+    lines[#lines + 1] = ("%s %-18s %s%s%s"):format(verdict, r.name, number_text(r.value), held,
+      r.note and "; " .. r.note or "")
+    if r.pass == false then
+      for i = 1, math.min(3, #r.where) do
+        local w = r.where[i]
+        lines[#lines + 1] = ("         frame %d (%.2f s, shot %d): %s%s"):format(w.frame, w.time, w.shot,
+          w.what and w.what .. " " or "", number_text(w.value))
+      end
+    end
+  end
+  return table.concat(lines, "\n")
+end
+
+-- ---- the gate -------------------------------------------------------------------------------------------
+
+-- How far a report is from passing: the number of failed checks, and by how much.
+local function badness(report)
+  local sum = 0
+  for _, r in ipairs(report.results) do
+    if r.pass == false then
+      local d, share = r.value and r.threshold and math.abs(r.value - r.threshold), 1
+      if d then share = d / (d + (r.threshold ~= 0 and math.abs(r.threshold) or 1)) end
+      sum = sum + 1 + share / 2
+    end
+  end
+  return sum
+end
+
+-- The passes that all failed checks name as their remedy, or nil where one of them asks for a new seed.
+local function passes_for(report, used)
+  local list = {}
+  for _, r in ipairs(report.results) do
+    if r.pass == false then
+      local entry = r.remedy and r.remedy.pass
+      if not entry then return nil end
+      local name = type(entry) == "table" and entry[1] or entry
+      if used[name] then return nil end
+      if not list[name] then
+        list[name] = true
+        list[#list + 1] = entry
+      end
+    end
+  end
+  return #list > 0 and list or nil
+end
+
+local gate_options = { tries = true, seed = true, say = true, fps = true, cuts = true, size = true, prompt = true,
+  score = true, model = true }
+
+-- check.gate(render, checks, {tries = 3, seed = 0, say = function(line), and what check.run takes}): frames that pass, or
+-- the best there were. render(seed, attempt) -> a clip or list of frames (nil and a message: the gate returns them). Where a
+-- check fails, what it names is tried: a pass over the same frames where all that failed name one, else another rendering
+-- with the next seed; at most `tries` attempts in all. Returns the frames and { passed =, tries =, kept = the attempt,
+-- seed = its seed, passes = those that were applied, report =, attempts = { { seed, passes, report, badness } },
+-- said = { lines } }; every line also goes to `say` (the log, unless it is given).
+function check.gate(render, checks, options)
+  options = options or {}
+  lib.check_options("check.gate", options, gate_options)
+  local tries, seed = options.tries or 3, options.seed or 0
+  if type(tries) ~= "number" or tries < 1 then error("check.gate: tries is at least 1", 2) end
+  local measure = {}
+  for key, value in pairs(options) do
+    if run_options[key] then measure[key] = value end
+  end
+  local outcome = { attempts = {}, said = {}, tries = 0 }
+  local function say(format, ...)
+    local line = format:format(...)
+    outcome.said[#outcome.said + 1] = line
+    if options.say then options.say(line) elseif options.say == nil then log.say("melies: %s", line) end
+  end
+  local best, best_frames
+  local last, last_frames, applied = nil, nil, {}
+  for attempt = 1, tries do
+    local frames, message, remedy
+    remedy = last and passes_for(last.report, applied)
+    if remedy then
+      frames, message = pass.apply(last_frames, remedy, { fps = options.fps or 24, cuts = options.cuts })
+      for _, entry in ipairs(remedy) do applied[type(entry) == "table" and entry[1] or entry] = true end
+    else
+      if attempt > 1 then seed = seed + 1 end
+      applied = {}
+      frames, message = render(seed, attempt)
+    end
+    if not frames then return nil, message end
+    local report
+    report, message = check.run(frames, checks, measure)
+    if not report then return nil, message end
+    local passes = {}
+    for name in pairs(applied) do passes[#passes + 1] = name end
+    table.sort(passes)
+    last, last_frames = { seed = seed, passes = passes, report = report, badness = badness(report) }, frames
+    outcome.attempts[attempt], outcome.tries = last, attempt
+    local how = #passes > 0 and ("seed %d after %s"):format(seed, table.concat(passes, ", ")) or ("seed %d"):format(seed)
+    if report.passed then say("attempt %d of %d (%s) passes every check", attempt, tries, how)
+    else say("attempt %d of %d (%s) fails: %s", attempt, tries, how, table.concat(report.failed, ", ")) end
+    if not best or last.badness < best.badness then
+      best, best_frames = last, frames
+      outcome.kept = attempt
+    end
+    if report.passed then break end
+  end
+  if not best.report.passed then say("no attempt passes; attempt %d is kept, it fails the least", outcome.kept) end
+  outcome.passed, outcome.report = best.report.passed, best.report
+  outcome.seed, outcome.passes = best.seed, best.passes
+  return best_frames, outcome
+end
+
+return check
