@@ -4,9 +4,10 @@ local melies = require "melies"
 
 return {
   kind = "recipe", name = "text_to_video", help = "A film from a prompt.",
-  params = melies.recipe.generation(),
+  params = melies.recipe.generation { style = { "style", help = "melies list styles" } },
   order = melies.recipe.generation_order,
   run = function(_, job)
+    melies.style.use(job)
     local model = job:load()
     local p = job:defaults(model)
     local shape = job:shape(model)

@@ -33,7 +33,7 @@ local function refusal(message, code)
   return nil, #message > 600 and message:sub(1, 600) .. "..." or message, code
 end
 
-local plugin_kinds = { sampler = true, schedule = true, guide = true, step_cache = true }
+local plugin_kinds = { sampler = true, schedule = true, guide = true, step_cache = true, planner = true, style = true }
 
 local function readable(path)
   local f, message = io.open(path, "rb")
@@ -253,7 +253,7 @@ M.generation_order = { "prompt", "negative", "model", "frames", "seconds", "size
 local metavar = {
   string = "TEXT", text = "TEXT", integer = "N", number = "X", file = "FILE", image = "IMAGE", video = "VIDEO",
   model = "MODEL", sampler = "NAME", schedule = "NAME", guide = "NAME", step_cache = "NAME", size = "WxH", seconds = "SECONDS",
-  output = "FILE", list = "A,B,...", loras = "FILE:X",
+  output = "FILE", planner = "NAME", style = "NAME", list = "A,B,...", loras = "FILE:X",
 }
 
 local function default_text(spec)

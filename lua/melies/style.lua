@@ -4,6 +4,7 @@
 --   style.prompt(name or style, words) -> words with the style's own before and after them
 --   style.apply(name or style, values, given) -> a copy of a recipe's values: prompt, negative and what the style sets,
 --     never over what was given (a set of names)
+--   style.use(job)      the same for a running recipe, by its parameter `style`
 --   style.realism { light=, texture=, movement=, perspective= } -> words, negative
 --   style.notes(style, before, after) -> what was added, as plan.changes has it
 --
@@ -168,6 +169,18 @@ function M.apply(name, values, given)
   end
   out.passes = values.passes or style.passes
   return out
+end
+
+-- Applies the job's parameter `style`, under what was given, and tells what the prompt got. The parameters are then those
+-- of a job without a style.
+function M.use(job)
+  local p = job.params
+  if not p.style then return end
+  local name, before = type(p.style) == "table" and p.style.name or p.style, p.prompt
+  local all = M.apply(p.style, p, p)
+  for _, key in ipairs { "prompt", "negative", "guidance", "steps", "sampler", "schedule", "shift" } do p[key] = all[key] end
+  p.style = nil
+  job:notice("style %s: %s", name, require("melies.plan.compose").marked(before, p.prompt) or "no words")
 end
 
 return M

@@ -86,6 +86,23 @@ t.test("a storyboard with a style: its words reach every shot, its negative too"
   t.ok(message:find("no style 'gone'", 1, true))
 end)
 
+t.test("a recipe takes a style, and what was given stands before it", function()
+  local notes = {}
+  local own = { kind = "style", name = "own", after = "cartoon style", steps = 3, guidance = 9 }
+  local function run(values)
+    for key, value in pairs { frames = 5, width = 32, height = 32, seed = 4 } do values[key] = value end
+    local frames, message = melies.recipe.call("text_to_video", values, { notice = function(text) notes[#notes + 1] = text end })
+    t.ok(frames, message)
+    return frames
+  end
+  local styled = run { prompt = "a red ball", style = own, guidance = 2 }
+  t.eq(notes[1], "style own: a red ball, {+cartoon style+}")
+  t.close(styled, run { prompt = "a red ball, cartoon style", steps = 3, guidance = 2 }, 0)
+  local none, message = melies.recipe.call("text_to_video", { prompt = "a ball", style = "cartoo" })
+  t.eq(none, nil)
+  t.ok(message:find("did you mean 'cartoon'?", 1, true), message)
+end)
+
 t.test("melies list styles", function()
   local pipe = io.popen(("'%s' list styles"):format(program))
   local text = pipe:read("*a")
