@@ -227,7 +227,7 @@ function decoders.wan_vae(file, net, h, w)
   local head = file:has "decoder.head.2.weight" and file:shape "decoder.head.2.weight"
   if head then convolve(head[2], head[1]) end
   local s = net.stride
-  return state, 1.1 * step + h * s[2] * w * s[3] * s[1] * 3 * 4
+  return 1.1 * state, 1.1 * step + h * s[2] * w * s[3] * s[1] * 3 * 4
 end
 decoders.wan_vae22 = decoders.wan_vae
 
