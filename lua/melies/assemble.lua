@@ -1,7 +1,7 @@
 -- A model from published checkpoints: a file or a folder of them, whose parts are seen from what they hold
 -- (melies.checkpoint), with single parts given by the user in place of the folder's.
 --
---   assemble.open(path, { text_encoder=, autoencoder=, tokenizer= }) -> set | nil, message
+--   assemble.open(path, { text_encoder=, autoencoder=, image_encoder=, tokenizer= }) -> set | nil, message
 --
 -- set: { folder, config (as in a model folder's config.json), parts = { dit, text_encoder, autoencoder, image_encoder =
 -- { module, weights, settings } }, tokenizer (a path) }
@@ -19,12 +19,17 @@ local function with(base, more)
 end
 local samples = {
   { "self%-forcing", with(wan21, { steps = 4, sampler = "lcm", schedule = "fewstep", guidance = 1 }) },
-  { "^wan2.1%-i2v", with(wan21, { steps = 40, shift = 3 }) },
-  { "^wan2.1%-flf2v", with(wan21, { shift = 16 }) },
-  { "^wan2.2%-ti2v", with(wan21, { frames = 121, fps = 24, width = 1280, height = 704 }) },
+  { "^wan.*%-ti2v", with(wan21, { frames = 121, fps = 24, width = 1280, height = 704 }) },
   { "^wan2.2%-i2v", with(wan21, { steps = 40, guidance = 3.5 }) },
-  { "^wan2.2", with(wan21, { steps = 40, shift = 12, guidance = 4 }) },
+  { "^wan.*%-i2v", with(wan21, { steps = 40, shift = 3 }) },
+  { "^wan.*%-flf2v", with(wan21, { shift = 16 }) },
+  { "^wan2.2", with(wan21, { steps = 40, shift = 12, guidance = 4, guidance_low = 3 }) },
   { "^wan", wan21 },
+}
+
+-- What a part takes that its tensors do not tell.
+local inputs = {
+  wan_dit = function(c) c.first_frame = c.out_channels == 48 or nil end, -- TI2V-5B
 }
 
 local function sample_of(variant)
@@ -99,6 +104,7 @@ function assemble.open(path, given)
         return nil, ("%s: the width %s says nothing of its heads: a config.json beside it must give num_attention_heads")
           :format(part.path, tostring(settings.dim))
       end
+      if inputs[part.model] then inputs[part.model](settings) end
       set.parts[kind] = { module = require("melies.models." .. part.model), weights = checkpoint.view(part),
         settings = settings }
       set.config[kind] = settings

@@ -55,7 +55,7 @@ local models = {
 -- Small enough for tests, wide enough that every kind of tensor has whole blocks of 256.
 local tiny = {
   wan_dit = function(c)
-    local image_dim = c.image_dim and 64
+    local image_dim = c.image_dim and 160
     return wan(256, 2, 512, { text_dim = 64, freq_dim = 64, in_channels = c.in_channels, out_channels = c.out_channels,
       image_dim = image_dim, image_tokens = c.image_tokens and 34 })
   end,

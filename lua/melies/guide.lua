@@ -13,7 +13,8 @@ local T = require "melies.tensor"
 local guide = {}
 
 -- What every guide takes besides its own parameters.
-local COMMON = { text = true, negative = true, first = true, interval = true, cache = true }
+local COMMON = { text = true, negative = true, first = true, interval = true, cache = true,
+  condition = true, low = true }
 
 -- A text as the model encodes it.
 local function encoded(model, text, what, level)
@@ -63,6 +64,8 @@ end
 --   scale, ...  the guide's own parameters, checked against its declaration
 --   first       first frames to hold: a latent [C, k, H, W], an image or frames
 --   cache       a step cache (melies.step_cache.make)
+--   condition   what the model is given beside the text (model:conditions)
+--   low         { scale =, below = sigma }: another scale below a noise level, as Wan 2.2's expert for low noise has
 --   interval    { low, high }: guidance only at sigmas from low to high (Kynkäänniemi et al. 2024)
 function guide.make(name, model, opts)
   local plugin, message = name, nil
@@ -78,6 +81,9 @@ function guide.make(name, model, opts)
   params, message = registry.resolve_params(plugin, own)
   if not params then error(message, 2) end
   if not opts or opts.text == nil then error(("guide %s: text is missing"):format(plugin.name or "?"), 2) end
+  local below, low_params = opts.low and opts.low.below or 0, {}
+  for key, value in pairs(params) do low_params[key] = value end
+  low_params.scale = opts.low and opts.low.scale or params.scale
   local low, high = 0, math.huge
   if opts.interval then
     low, high = opts.interval[1], opts.interval[2]
@@ -88,7 +94,7 @@ function guide.make(name, model, opts)
 
   local text, negative = encoded(model, opts.text, "text", 2), nil
   -- Conditions joined by AND are weighed against the negative text, guidance or not.
-  if params.scale ~= 1 or changes(text) then
+  if params.scale ~= 1 or low_params.scale ~= 1 or changes(text) then
     negative = encoded(model, opts.negative or "", "negative", 2)
   end
   local first = opts.first and first_latent(model, opts.first)
@@ -103,19 +109,20 @@ function guide.make(name, model, opts)
     if sigma ~= latest then state.sigmas, latest = state.sigmas + 1, sigma end
     state.sigma, state.x = sigma, x
     local x0
+    local now_params = sigma < below and low_params or params
     local conditions, texts = now(text), {}
     for i, condition in ipairs(conditions) do texts[i] = condition.rows end
-    local plain = params.scale == 1 or sigma < low or sigma > high
+    local plain = now_params.scale == 1 or sigma < low or sigma > high
     if not plain or #conditions > 1 or conditions[1].weight ~= 1 then texts[#texts + 1] = now(negative)[1].rows end
-    local predictions = model:predict(x, sigma, texts, { cache = opts.cache })
+    local predictions = model:predict(x, sigma, texts, { cache = opts.cache, condition = opts.condition })
     local uncond = predictions[#conditions + 1]
     local cond = compose(conditions, predictions, uncond)
     if plain then
       x0 = model:to_x0(x, sigma, cond)
     elseif in_x0 then
-      x0 = plugin.combine(model:to_x0(x, sigma, cond), model:to_x0(x, sigma, uncond), params, state)
+      x0 = plugin.combine(model:to_x0(x, sigma, cond), model:to_x0(x, sigma, uncond), now_params, state)
     else
-      x0 = model:to_x0(x, sigma, plugin.combine(cond, uncond, params, state))
+      x0 = model:to_x0(x, sigma, plugin.combine(cond, uncond, now_params, state))
     end
     return first and hold(x0, first) or x0
   end

@@ -63,7 +63,8 @@ function Job:load(name)
   name = name or self.params.model or "starter"
   local stage = self:progress("loading " .. tostring(name), 1)
   local p, given = self.params, nil
-  if name == p.model then given = { text_encoder = p.text_encoder, autoencoder = p.vae, tokenizer = p.tokenizer } end
+  if name == p.model then given = { text_encoder = p.text_encoder, autoencoder = p.vae,
+    image_encoder = p.image_encoder, tokenizer = p.tokenizer } end
   local model = self:check(require("melies.pipeline").load(name, given))
   stage:step(1)
   self.model = self.model or model
@@ -74,9 +75,11 @@ end
 -- and size become frames, width and height. Returns the job's parameters, which the metadata will hold.
 function Job:defaults(model)
   local p, all = self.params, recipe.params(self.recipe)
+  local one_guidance = p.guidance and p.guidance_low == nil -- given by the user: for both experts
   for name, spec in pairs(all) do
     if spec.from_model and p[name] == nil then p[name] = model.defaults[name] end
   end
+  if one_guidance or not model.boundary then p.guidance_low = nil end
   if p.size then p.width, p.height, p.size = p.size.width, p.size.height, nil end
   if p.seconds and p.fps then p.frames, p.seconds = math.max(1, math.floor(p.seconds * p.fps + 0.5)), nil end
   if self.film_latent then
@@ -96,13 +99,22 @@ function Job:plugin_params(kind)
 end
 
 -- The shape [C, T, H, W] of the latent of p.frames, p.height, p.width. A length off the model's grid is rounded with
--- a notice; a size that does not fit is a failure that names the nearest that does.
+-- a notice, or refused where p.strict says so; a size that does not fit is a failure that names the nearest that does,
+-- and so are images that the model cannot take, or lacks.
 function Job:shape(model, p)
   p = p or self.params
+  if model.sources and not self.film_latent then
+    local refusal = require("melies.conditions").refusal(model, { first = p.image, last = p.last_image })
+    if refusal then recipe.fail(refusal) end
+  end
   local shape, message = model:latent_shape(p)
   self:check(shape, message)
   local frames = model:frame_count(shape[2])
   if p.frames ~= frames then
+    if p.strict then
+      recipe.fail(("%s frames: the model makes %s; the nearest is %d"):format(tostring(p.frames), model.frame_grid, frames),
+        recipe.USAGE)
+    end
     self:notice("%s frames are rounded to %d: the model makes %s", tostring(p.frames), frames, model.frame_grid)
     p.frames = frames
   end
@@ -120,7 +132,7 @@ end
 -- Plans memory for a latent of that shape and says so; a job that cannot fit ends here.
 function Job:budget(model, shape)
   if not model.plan then return end
-  local plan = self:check(model:plan(shape, self.params.guidance == 1 and 1 or 2))
+  local plan = self:check(model:plan(shape, self.params.guidance == 1 and (self.params.guidance_low or 1) == 1 and 1 or 2))
   if self.plan == plan then return end
   if not self.plan then self.limit_before = tonumber(lib.C.mel_mem_limit()) end
   self.plan = plan
@@ -174,6 +186,18 @@ function Job:encode_ahead(model, prompts)
   end)
 end
 
+-- An image file as a frame [1, H, W, 3] of the film's size; nil for nil.
+function Job:image(path)
+  local p = self.params
+  return path and self:check(require("melies.media").load(path, { width = p.width, height = p.height, frames = 1 }))
+end
+
+-- What the model is given beside the texts: p.fps, and first and last image [1, H, W, 3] for a latent of that shape.
+function Job:conditions(model, shape, first, last)
+  if first then self:progress("looking at the image", 1) end
+  return self:check(model:conditions { first = first, last = last, shape = shape, fps = self.params.fps })
+end
+
 -- { text =, negative = } of p.prompt and p.negative, for guides.
 function Job:texts(model)
   local p = self.params
@@ -213,14 +237,19 @@ function Job:sigmas(model, p)
   return made_of_values(require("melies.schedule").make, p.schedule, p.steps, params, model)
 end
 
--- denoise(x, sigma) of p.guide, p.guidance and --guide.* over the texts of opts: text=, negative=.
+-- denoise(x, sigma) of p.guide, p.guidance and --guide.* over the texts of opts: text=, negative=; condition= is what
+-- job:conditions gave.
 function Job:guide(model, opts)
   self:apply_loras(model)
   local p = self.params
   local params = self:plugin_params("guide")
   for key, value in pairs(opts) do params[key] = value end
   if params.scale == nil then params.scale = p.guidance end
+  if p.guidance_low and p.guidance_low ~= p.guidance then
+    params.low = { scale = p.guidance_low, below = model.boundary }
+  end
   params.interval = params.interval or p.guidance_interval
+  if params.condition == nil and model.conditions then params.condition = self:conditions(model) end
   if p.step_cache then
     self.step_cache = made_of_values(require("melies.step_cache").make, p.step_cache, self:plugin_params("step_cache"))
     params.cache = self.step_cache
@@ -364,7 +393,7 @@ end
 
 -- Parameters that do not change a latent.
 local after_sampling = { output = true, fps = true, quality = true, bitrate = true, codec = true, latents = true,
-  save_latents = true, reuse = true, seconds = true }
+  save_latents = true, reuse = true, seconds = true, strict = true }
 
 -- --latents FILE: the latent, and the parameters that it was made with in place of the job's.
 local function load_latent(job, path)
@@ -405,7 +434,8 @@ local function latent_key(job, model, disk)
   local loras = {}
   for i, lora in ipairs(job.loras) do loras[i] = { cache.identity(lora.file), lora.strength } end
   fields.lora, fields.loras = nil, loras
-  for _, part in ipairs { "dit", "text_encoder", "autoencoder" } do
+  local parts = { "dit", "text_encoder", "autoencoder", model.sources and model.sources.image_encoder and "image_encoder" }
+  for _, part in ipairs(parts) do
     for i, weights in ipairs(model.sources and require("melies.budget").files(model.sources[part].weights) or { false }) do
       local files = weights and weights:files()
       if not files then return nil end

@@ -3,7 +3,7 @@
 --
 --   pipeline.load(name or path, given) -> model | nil, message      (kept for the life of the process)
 --     path: a model folder, or a file or a folder of published checkpoints (melies.assemble); given: text_encoder=,
---     autoencoder=, tokenizer= in place of the folder's
+--     autoencoder=, image_encoder=, tokenizer= in place of the folder's
 --   pipeline.find(name)            -> folder or file | nil, message
 --
 --   model:encode(prompt, { truncate= })      -> text [L, D] | nil, message    (text, notice where it was cut)
@@ -13,13 +13,15 @@
 --   model:latent_shape{ frames, height, width } -> { C, T, H, W } | nil, message
 --   model:frame_count(T)                     -> frames of T latent frames
 --   model:plan(shape, texts at once)         -> budget.plan for that latent | nil, message; predict follows it
---   model:predict(x, sigma, texts, { cache= }) -> { raw prediction [C, T, H, W] for each text }, one forward
+--   model:predict(x, sigma, texts, { cache=, condition= }) -> { raw prediction [C, T, H, W] for each text }, one forward
+--   model:conditions{ first=, last=, shape=, fps= } -> condition | nil, message   (melies.conditions)
 --   model:to_x0(x, sigma, prediction)        -> estimate of the clean latent
 --   model:add_noise(latent, noise, sigma)    -> the noised latent of that sigma
 --   model:decode(latent)                     -> frames [N, H, W, 3], f32 in [0, 1]
 --   model:decode_stream(latent, sink, tick)  -> number of frames; sink(frames, i) gets them as they come
 --   model:encode_video(frames)               -> latent [C, T, H, W]
---   model.name, .folder, .config, .defaults, .space, .text_len, .stride { time, height, width }, .frame_grid
+--   model.name, .folder, .config, .defaults, .space, .text_len, .stride { time, height, width }, .frame_grid,
+--   .image_input ("channels", "first" or nil: melies.conditions), .boundary (of two experts)
 local T = require "melies.tensor"
 local json = require "melies.json"
 local lib = require "melies.ffi.lib"
@@ -117,6 +119,15 @@ local function load_parts(model, folder, config, set)
     model[part] = net
     model.sources[part] = { module = module, weights = weights, settings = settings, options = options }
   end
+  local eye = set and set.parts.image_encoder -- read when it is wanted, and let go
+  if eye and model.dit.image then
+    if eye.settings.width ~= model.dit.image.width then
+      return nil, ("%s: the parts do not fit: image_encoder gives tokens of %s values, dit takes %d"):format(folder,
+        tostring(eye.settings.width), model.dit.image.width)
+    end
+    eye.options = { compute = require("melies").compute(), lazy = true }
+    model.sources.image_encoder = eye
+  end
   for _, pair in ipairs {
     { "dit", model.dit.out_channels, "autoencoder", model.autoencoder.latent_channels, "latent channels" },
     { "text_encoder", model.text_encoder.dim, "dit", model.dit.text_dim, "values a row of text" },
@@ -169,7 +180,7 @@ function M.load(name, given)
   local folder, message = M.find(name)
   if not folder then return nil, message end
   local key = table.concat({ folder, require("melies").compute(), given.text_encoder or "", given.autoencoder or "",
-    given.tokenizer or "" }, ":")
+    given.image_encoder or "", given.tokenizer or "" }, ":")
   if cache[key] then return cache[key] end
   local config, set = configuration(folder, given)
   if not config then return nil, set end
@@ -179,7 +190,8 @@ function M.load(name, given)
   ok, message = load_parts(model, folder, config, set)
   if not ok then return nil, message end
   model.space = "flow"
-  model.text_len = model.dit.text_len
+  model.text_len = model.dit.text_len or config.dit.text_len or 512
+  model.image_input, model.boundary = require("melies.conditions").input(model), model.dit.boundary
   model.time_scale = config.dit.time_scale or 1000
   model.eos, model.pad = config.text_encoder.eos or 1, config.text_encoder.pad or 0
   model.patch, model.latent_channels = model.dit.patch, model.dit.out_channels
@@ -307,7 +319,7 @@ function Model:set_loras(list)
     weights, applied = require("melies.lora").apply(weights, list)
     if not weights then return nil, applied end
   end
-  self.dit, self.last_texts, self.last_context = nil, nil, nil
+  self.dit, self.last_texts, self.last_context, self.last_condition = nil, nil, nil, nil
   collectgarbage()
   collectgarbage() -- finalizers queued by the first run at their end
   self.planned, self.packed = nil, nil
@@ -349,13 +361,13 @@ end
 
 -- The context (text embedding, keys and values of cross-attention) of the last list of texts is kept: it is the same
 -- at every step.
-local function context_of(model, texts)
+local function context_of(model, texts, condition)
   local last = model.last_texts
-  local same = last and #last == #texts and model.last_context
+  local same = last and #last == #texts and rawequal(condition, model.last_condition) and model.last_context
   for i = 1, same and #texts or 0 do same = same and last[i] == texts[i] end
   if not same then
-    model.last_context = model.dit:context(texts)
-    model.last_texts = { unpack(texts) }
+    model.last_context = model.dit:context(texts, condition)
+    model.last_texts, model.last_condition = { unpack(texts) }, condition
   end
   return model.last_context
 end
@@ -383,12 +395,15 @@ end
 function Model:predict(x, sigma, texts, options)
   if x.ndim ~= 4 then error(("predict: x has %d dimensions, not [C, T, H, W]"):format(x.ndim), 2) end
   pack(self, x.shape, #texts)
-  local out = self.dit:forward(x:unsqueeze(1), sigma * self.time_scale, context_of(self, texts),
-    options and options.cache and { cache = options.cache, sigma = sigma })
+  options = options or {}
+  local out = self.dit:forward(x:unsqueeze(1), sigma * self.time_scale, context_of(self, texts, options.condition),
+    options.cache and { cache = options.cache, sigma = sigma })
   local predictions = {}
   for i = 1, #texts do predictions[i] = out:select(1, i) end
   return predictions
 end
+
+function Model:conditions(given) return require("melies.conditions").make(self, given) end
 
 -- Flow: x_s = (1 - s) x0 + s noise and the prediction is noise - x0, so x0 = x - s * prediction.
 function Model:to_x0(x, sigma, prediction) return T.lincomb { 1, x, -sigma, prediction } end

@@ -106,6 +106,7 @@ local function variant(c, part)
     end
   end
   if c.dim == 3072 and c.layers == 30 and c.out_channels == 48 then return named "wan2.2-ti2v-5b" end
+  if c.out_channels == 48 then task = "ti2v" elseif c.in_channels > c.out_channels and task == "t2v" then task = "i2v" end
   return named(("wan-%s"):format(task), ("width %d, %d blocks, %d channels in, %d out"):format(c.dim, c.layers,
     c.in_channels, c.out_channels))
 end

@@ -1,0 +1,148 @@
+-- Published models used as they were made to be: image inputs, experts, few steps block by block, LTX-Video.
+local t = require "harness"
+local melies = require "melies"
+local fake, pipeline, T = melies.fake, melies.pipeline, melies.tensor
+
+local root = t.folder()
+local function make(folder, names)
+  for _, name in ipairs(names) do assert(fake.make(name, root .. "/" .. folder)) end
+  return root .. "/" .. folder
+end
+
+local function picture(name, seed)
+  local path = root .. "/" .. name .. ".png"
+  assert(melies.media.save(path, (T.uniform({ 1, 64, 64, 3 }, { seed = seed }) * 255):to("u8")))
+  return path
+end
+local one, two = picture("one", 1), picture("two", 2)
+
+local text_parts = { "umt5-xxl-tiny", "wan2.1-vae-tiny" }
+local function run(recipe, params, opts)
+  params.prompt = params.prompt or "a red ball"
+  params.width, params.height, params.frames = params.width or 64, params.height or 64, params.frames or 5
+  params.steps = params.steps or 2
+  return melies.run(recipe, params, opts)
+end
+local function film(recipe, params)
+  local frames, message = run(recipe, params)
+  t.ok(frames, message)
+  t.eq(frames:nonfinite(), 0)
+  return frames
+end
+local function refused(recipe, params, text)
+  local frames, message = run(recipe, params)
+  t.eq(frames, nil)
+  t.ok(message and message:find(text, 1, true), message)
+end
+
+-- ---- images -----------------------------------------------------------------------------------------
+
+local i2v = make("i2v", { "wan2.1-i2v-14b-tiny", "clip-vision-tiny", unpack(text_parts) })
+t.test("Wan 2.1 I2V: the image goes beside the noise and through the image encoder", function()
+  local model = assert(pipeline.load(i2v))
+  t.eq(model.image_input, "channels")
+  t.eq(model.defaults.shift, 3)
+  local shape = assert(model:latent_shape { frames = 5, height = 64, width = 64 })
+  local first = melies.media.to_f32(assert(melies.media.load(one)))
+  local c = assert(model:conditions { first = first, shape = shape })
+  t.eq(c.image:shape_text(), "[1, 17, 160]")
+  t.eq(c.condition:shape_text(), "[20, 2, 8, 8]")
+  t.eq(c.condition:slice(1, 1, 4):slice(2, 1, 1):mean(), 1)
+  t.eq(c.condition:slice(1, 1, 4):slice(2, 2, 2):amax(), 0)
+  -- The first latent frame sees the image alone: the coder is causal.
+  t.close(c.condition:slice(1, 5, 20):slice(2, 1, 1):contiguous(), model:encode_video(first), 1e-2, 1e-2)
+  local a = film("image_to_video", { model = i2v, image = one })
+  local b = film("image_to_video", { model = i2v, image = two })
+  t.eq(a:shape_text(), "[5, 64, 64, 3]")
+  t.ok((a - b):norm() > 1e-3 * a:norm())
+end)
+
+t.test("what an I2V model lacks is said first", function()
+  refused("text_to_video", { model = i2v }, "begins its films with an image")
+  local bare = make("i2v_bare", { "wan2.1-i2v-14b-tiny", unpack(text_parts) })
+  refused("image_to_video", { model = bare, image = one }, "give --image_encoder FILE")
+  film("image_to_video", { model = bare, image = one, image_encoder = i2v .. "/clip-vision-tiny.safetensors" })
+  local model = assert(pipeline.load(i2v))
+  local c, message = model:conditions { first = T.zeros { 1, 32, 64, 3 }, shape = { 16, 2, 8, 8 } }
+  t.eq(c, nil)
+  t.ok(message:find("wants [1, 64, 64, 3]", 1, true), message)
+end)
+
+t.test("FLF2V: first and last image", function()
+  local flf = make("flf2v", { "wan2.1-flf2v-14b-tiny", "clip-vision-tiny", unpack(text_parts) })
+  local model = assert(pipeline.load(flf))
+  t.eq(model.defaults.shift, 16)
+  refused("image_to_video", { model = flf, image = one }, "give --last_image FILE")
+  local a = film("image_to_video", { model = flf, image = one, last_image = two })
+  local b = film("image_to_video", { model = flf, image = one, last_image = one })
+  t.ok((a - b):norm() > 1e-3 * a:norm())
+end)
+
+t.test("Wan 2.2 I2V: two experts and a condition without an image encoder", function()
+  local folder = make("i2v22", { "wan2.2-i2v-a14b-tiny", unpack(text_parts) })
+  local model = assert(pipeline.load(folder))
+  t.eq(model.image_input, "channels")
+  t.eq(model.boundary, 0.9)
+  t.eq(model.defaults.guidance, 3.5)
+  film("image_to_video", { model = folder, image = one })
+end)
+
+t.test("TI2V-5B: with and without a first frame", function()
+  local folder = make("ti2v", { "wan2.2-ti2v-5b-tiny", "umt5-xxl-tiny", "wan2.2-vae-tiny" })
+  local model = assert(pipeline.load(folder))
+  t.eq(model.image_input, "first")
+  t.eq(model.defaults.fps, 24)
+  film("text_to_video", { model = folder })
+  local latents = root .. "/ti2v.safetensors"
+  film("image_to_video", { model = folder, image = one, save_latents = latents })
+  local latent = assert(melies.weights.open(latents)):get "latent"
+  local known = model:encode_video(melies.media.to_f32(assert(melies.media.load(one))))
+  t.close(latent:slice(2, 1, 1):contiguous(), known, 1e-4, 1e-4)
+  refused("text_to_video", { model = folder, width = 80, height = 64 }, "multiple of 32")
+  refused("image_to_video", { model = folder, image = one, last_image = two }, "no input for a last image")
+  local tiny = make("taew22", { "taew2_2-tiny" })
+  t.eq(film("text_to_video", { model = folder, vae = tiny }):shape_text(), "[5, 64, 64, 3]")
+end)
+
+-- ---- the two experts -----------------------------------------------------------------------------------
+
+t.test("A14B: a guidance for each expert", function()
+  local folder = make("a14b", { "wan2.2-a14b-tiny", unpack(text_parts) })
+  local model = assert(pipeline.load(folder))
+  t.eq(model.boundary, 0.875)
+  t.eq(model.defaults.guidance, 4)
+  t.eq(model.defaults.guidance_low, 3)
+  local shape = assert(model:latent_shape { frames = 5, height = 64, width = 64 })
+  local x, text, negative = melies.noise(shape, { seed = 1 }), model:encode "a ball", model:encode ""
+  local function estimate(sigma, scale, low)
+    return melies.guide.cfg(model, { text = text, negative = negative, scale = scale, low = low })(x, sigma)
+  end
+  local pair = { scale = 3, below = 0.875 }
+  t.close(estimate(0.9, 4, pair), estimate(0.9, 4), 0, 0)
+  t.close(estimate(0.8, 4, pair), estimate(0.8, 3), 0, 0)
+  t.close(estimate(0.8, 1, pair), estimate(0.8, 3), 0, 0)
+  local function same(a, b)
+    return (film("text_to_video", a) - film("text_to_video", b)):norm() == 0
+  end
+  local function params(more)
+    more.model, more.schedule, more.steps = folder, "flow", 3
+    return more
+  end
+  t.ok(same(params {}, params { guidance = 4, guidance_low = 3 }), "the model's pair")
+  t.ok(same(params { guidance = 4 }, params { guidance = 4, guidance_low = 4 }), "one for both")
+  t.ok(not same(params {}, params { guidance = 4 }), "another one below the boundary")
+end)
+
+-- ---- lengths -------------------------------------------------------------------------------------------
+
+t.test("a length off the grid is rounded, or refused", function()
+  local model = make("t2v", { "wan2.1-t2v-tiny", unpack(text_parts) })
+  local notices = {}
+  local frames = run("text_to_video", { model = model, frames = 6, steps = 1 },
+    { notice = function(text) notices[#notices + 1] = text end })
+  t.eq(frames.shape[1], 5)
+  t.ok(table.concat(notices, "\n"):find("6 frames are rounded to 5", 1, true))
+  refused("text_to_video", { model = model, frames = 6, strict = true }, "1 + 4k frames; the nearest is 5")
+end)
+
+t.finish()
