@@ -455,24 +455,43 @@ function M.fill(board, i, frames, options)
   return names
 end
 
+-- The entry that a board's character or place means: of its name, else the only one of that kind with the same last word
+-- whose name's words all stand in the description ("red ball" for "a big red ball").
+local function meant(entries, kind, name, description)
+  local words, found = {}, nil
+  for word in (name .. " " .. description):lower():gmatch("[^%s,.]+") do words[word] = true end
+  for _, entry in ipairs(entries) do
+    if entry.kind == kind then
+      if entry.name:lower() == name:lower() then return entry end
+      local all = entry.name:lower():match("%S+$") == name:lower():match("%S+$")
+      for word in entry.name:lower():gmatch("%S+") do all = all and words[word] end
+      if all then
+        if found then return nil end
+        found = entry
+      end
+    end
+  end
+  return found
+end
+
 -- Characters and places of a board that are remembered get their canonical description and latest picture; what was
--- changed is told: { { name=, kind=, before=, after=, image= } }. What a person wrote into `image` stays.
+-- changed is told: { { name=, entry=, kind=, before=, after=, image= } }. What a person wrote into `image` stays.
 function M.apply(board, options)
-  local notes = {}
+  local notes, entries = {}, M.list(options) or {}
   for what, kind in pairs { characters = "character", places = "place" } do
     local names = {}
     for name in pairs(board[what] or {}) do names[#names + 1] = name end
     table.sort(names)
     for _, name in ipairs(names) do
-      local entry = M.get(name, options)
-      if entry and entry.kind == kind then
-        local e = board[what][name]
+      local e = board[what][name]
+      local entry = meant(entries, kind, name, e.description)
+      if entry then
         local before = e.description
         e.description = entry.description
         if not e.image and #entry.references > 0 then
           e.image = entry.path .. "/" .. entry.references[#entry.references]
         end
-        notes[#notes + 1] = { name = name, kind = kind, before = before, after = e.description, image = e.image }
+        notes[#notes + 1] = { name = name, entry = entry.name, kind = kind, before = before, after = e.description, image = e.image }
       end
     end
   end

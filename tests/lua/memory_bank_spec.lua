@@ -81,6 +81,12 @@ t.test("shots fill the memory; another job's storyboard uses it, in any order", 
   t.eq(notes[1].before, "the ball")
   t.ok(plan.prompt(later, 2):find("a big red ball rolls on", 1, true), plan.prompt(later, 2))
   t.ok(plan.check(later))
+  assert(bank.remember { name = "blue cube", description = "a worn blue cube", folder = options.folder })
+  local third = assert(plan.make("A big blue cube spins. A green triangle falls."))
+  t.eq(#bank.apply(third, options), 1)
+  t.eq(third.characters.cube.description, "a worn blue cube")
+  t.eq(#bank.apply(assert(plan.make("A red cube spins.")), options), 0)
+  assert(bank.forget("blue cube", options))
   local kinds = {}
   for i, entry in ipairs(bank.list(options)) do kinds[i] = entry.kind end
   t.eq(table.concat(kinds, ","), "character,look,place")
@@ -120,6 +126,21 @@ t.test("what cannot be is refused, and nothing is lost", function()
   got, message = bank.forget("barn", options)
   refused(got, message, "nothing is remembered as 'barn'")
   t.eq(#bank.list { folder = options.folder .. "/none" }, 0)
+end)
+
+t.test("two processes remember at once, and lose nothing", function()
+  local folder = t.folder()
+  local f = assert(io.open(folder .. "/add.lua", "w"))
+  f:write [[
+local melies = require "melies"
+for _ = 1, 6 do
+  assert(melies.memory_bank.remember { name = "field", kind = "place", frames = melies.tensor.full({ 8, 8, 3 }, 0.5), folder = arg[1] })
+end
+]]
+  f:close()
+  local one = ("luajit '%s/add.lua' '%s/memory'"):format(folder, folder)
+  t.eq(os.execute(("%s & %s && wait"):format(one, one)), 0)
+  t.eq(#assert(bank.get("field", { folder = folder .. "/memory" })).references, 12)
 end)
 
 t.test("melies memory list, show, forget", function()
