@@ -72,6 +72,12 @@ function profile.report(spans)
   end
   add("%-24s %9.3f %6.1f%%", "outside of operations", wall - busy, 100 * (wall - busy) / wall)
   add("%-24s %9.3f", "all", wall)
+  -- The highest resident size counts pages of mapped files that are in memory anyway.
+  local f = io.open("/proc/self/status")
+  local resident = f and tonumber(f:read("*a"):match "VmHWM:%s*(%d+)")
+  if f then f:close() end
+  add("peak memory: %.2f GiB of tensors and packed weights%s", tonumber(C.mel_mem_peak()) / 2 ^ 30,
+    resident and (", %.2f GiB resident"):format(resident / 2 ^ 20) or "")
   return table.concat(out, "\n")
 end
 
