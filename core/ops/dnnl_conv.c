@@ -207,15 +207,7 @@ mel_status mel_conv_run(
         if (!s) s = door_run(&op->op, src->data, layer->packed[op->packed].data, layer->bias, y->data, err);
     }
     mel_tensor_unref(src);
-    if (!s && run != dst) {
-        mel_tensor *other = NULL;
-        s = mel_tensor_cast(y, dst, &other, err);
-        mel_tensor_unref(y);
-        y = other;
-    }
-    if (s)
-        mel_tensor_unref(y);
-    else
-        *out = y;
+    if (!s) s = mel_tensor_cast(y, dst, out, err); // y itself where run is dst
+    mel_tensor_unref(y);
     return s;
 }

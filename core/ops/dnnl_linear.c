@@ -270,16 +270,8 @@ mel_status mel_linear_run(
         }
     }
     mel_tensor_unref(src);
-    if (!s && run != dst) {
-        mel_tensor *half = NULL;
-        s = mel_tensor_cast(y, dst, &half, err);
-        mel_tensor_unref(y);
-        y = half;
-    }
-    if (s)
-        mel_tensor_unref(y);
-    else
-        *out = y;
+    if (!s) s = mel_tensor_cast(y, dst, out, err); // y itself where run is dst
+    mel_tensor_unref(y);
     return s;
 }
 
@@ -367,15 +359,7 @@ mel_status mel_matmul(const mel_tensor *a, const mel_tensor *b, bool transpose_b
     }
     mel_tensor_unref(da);
     mel_tensor_unref(db);
-    if (!s && run != dst) {
-        mel_tensor *other = NULL;
-        s = mel_tensor_cast(y, dst, &other, err);
-        mel_tensor_unref(y);
-        y = other;
-    }
-    if (s)
-        mel_tensor_unref(y);
-    else
-        *out = y;
+    if (!s) s = mel_tensor_cast(y, dst, out, err); // y itself where run is dst
+    mel_tensor_unref(y);
     return s;
 }
