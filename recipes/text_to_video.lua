@@ -1,5 +1,5 @@
 -- melies-api: 1
--- A film from a prompt.
+-- A film from a prompt. A causal model makes it block by block, and its frames are written as blocks are finished.
 local melies = require "melies"
 
 return {
@@ -12,7 +12,9 @@ return {
     local p = job:defaults(model)
     local shape = job:shape(model)
     local latent = job:latent(model, function()
-      return job:sample(p.sampler, job:guide(model, job:texts(model)), job:noise(shape), job:sigmas(model))
+      local texts, noise, sigmas = job:texts(model), job:noise(shape), job:sigmas(model)
+      if model.causal then return job:stream(model, texts, noise, sigmas) end
+      return job:sample(p.sampler, job:guide(model, texts), noise, sigmas)
     end)
     return job:film(model, latent)
   end,

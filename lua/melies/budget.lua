@@ -162,6 +162,14 @@ function M.forward_bytes(net, tokens, batch, text_rows)
   return 1.05 * batch * (tokens * row + kept) + 3 * tokens * dim * 4
 end
 
+-- Peak of a causal model's clip: keys and values of all its tokens, and a pass over one block.
+function M.causal_bytes(model, tokens, frames)
+  local net = model.dit
+  local kept = math.min(1, (net.causal_options.local_frames or frames) / frames)
+  return 2 * #net.blocks * tokens * kept * net.dim * (net.dtype == "bf16" and 2 or 4)
+    + M.forward_bytes(net, tokens * math.min(1, model.block_frames / frames), 1, model.text_len)
+end
+
 -- Peak of decoding a latent of h x w (its values, not pixels), frame by frame: what the layers remember, and the most
 -- that is alive in one step. From the shapes in the file of the autoencoder.
 local decoders = {}
@@ -328,6 +336,7 @@ function M.plan(model, opts)
   local parts = parts_of(net)
   local tokens = shape[2] / patch[1] * (shape[3] / patch[2]) * (shape[4] / patch[3])
   local forward = M.forward_bytes(net, tokens, batch, opts.text_rows or model.text_len)
+  if model.causal then forward = math.max(forward, M.causal_bytes(model, tokens, shape[2])) end
   local held = 0 -- packed already: counted as free
   local all = linears(net, {}, {})
   for _, layer in ipairs(all) do if layer.kept then held = held + layer:bytes() end end

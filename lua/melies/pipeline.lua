@@ -15,6 +15,8 @@
 --   model:plan(shape, texts at once)         -> budget.plan for that latent | nil, message; predict follows it
 --   model:predict(x, sigma, texts, { cache=, condition= }) -> { raw prediction [C, T, H, W] for each text }, one forward
 --   model:conditions{ first=, last=, shape=, fps= } -> condition | nil, message   (melies.conditions)
+--   model:blocks(noise, sigmas, text, { seed=, step= }) -> iterator of finished latent blocks of a causal model
+--                                               (melies.models.wan_causal); model.causal, .block_frames
 --   model:to_x0(x, sigma, prediction)        -> estimate of the clean latent
 --   model:add_noise(latent, noise, sigma)    -> the noised latent of that sigma
 --   model:decode(latent)                     -> frames [N, H, W, 3], f32 in [0, 1]
@@ -191,6 +193,8 @@ function M.load(name, given)
   if not ok then return nil, message end
   model.space = "flow"
   model.text_len = model.dit.text_len or config.dit.text_len or 512
+  local causal = model.dit.causal_options
+  model.causal, model.block_frames = causal ~= nil, causal and (causal.frames_per_block or 3)
   model.image_input, model.boundary = require("melies.conditions").input(model), model.dit.boundary
   model.time_scale = config.dit.time_scale or 1000
   model.eos, model.pad = config.text_encoder.eos or 1, config.text_encoder.pad or 0
@@ -401,6 +405,14 @@ function Model:predict(x, sigma, texts, options)
   local predictions = {}
   for i = 1, #texts do predictions[i] = out:select(1, i) end
   return predictions
+end
+
+function Model:blocks(noise, sigmas, text, options)
+  pack(self, noise.shape, 1)
+  local timesteps = {}
+  for i = 1, #sigmas - 1 do timesteps[i] = sigmas[i] * self.time_scale end
+  return self.dit:causal():blocks(noise, { timesteps = timesteps, seed = options.seed, step = options.step,
+    context = context_of(self, { text }) })
 end
 
 function Model:conditions(given) return require("melies.conditions").make(self, given) end

@@ -133,10 +133,57 @@ t.test("A14B: a guidance for each expert", function()
   t.ok(not same(params {}, params { guidance = 4 }), "another one below the boundary")
 end)
 
+-- ---- few steps -----------------------------------------------------------------------------------------
+
+local t2v = make("t2v", { "wan2.1-t2v-tiny", unpack(text_parts) })
+
+-- The same weights as Self-Forcing publishes them.
+local function self_forcing()
+  local from, tensors = assert(melies.weights.open(t2v .. "/wan2.1-t2v-tiny.safetensors")), {}
+  for _, name in ipairs(from:names()) do tensors["generator_ema.model." .. name] = from:get(name) end
+  local folder = make("self_forcing", text_parts)
+  assert(melies.weights.save(folder .. "/self_forcing.safetensors", tensors))
+  return folder
+end
+
+t.test("Self-Forcing: block by block, written as blocks are finished", function()
+  local folder = self_forcing()
+  local model = assert(pipeline.load(folder))
+  t.eq(model.causal, true)
+  t.eq(model.defaults.steps, 4)
+  local path, latents = root .. "/stream.mp4", root .. "/stream.safetensors"
+  local labels = {}
+  local frames = assert(melies.run("text_to_video", { model = folder, prompt = "a red ball", width = 64, height = 64,
+    frames = 25, seed = 3, output = path, save_latents = latents }, { progress = function(o)
+    labels[#labels + 1] = o.label
+    return { step = function() end, finish = function() end }
+  end }))
+  t.eq(frames:shape_text(), "[25, 64, 64, 3]")
+  t.eq(melies.media.info(path).frames, 25)
+  t.ok(table.concat(labels, "\n"):find("sampling and decoding to " .. path, 1, true), table.concat(labels, "\n"))
+  -- The same by hand: warped steps, blocks of three frames, the decoder on the whole latent.
+  local latent = assert(melies.weights.open(latents)):get "latent"
+  local by_hand, text = {}, model:encode "a red ball"
+  local timesteps = { 1000, 937.5, 5 * 0.5 / 3 * 1000, 625 }
+  for _, block in model.dit:causal():blocks(melies.noise({ 16, 7, 8, 8 }, { seed = 3 }), { timesteps = timesteps, seed = 3,
+    context = model.dit:context { text } }) do
+    by_hand[#by_hand + 1] = block
+  end
+  t.eq(#by_hand, 3)
+  t.close(latent, T.concat(by_hand, 2), 1e-4, 1e-4)
+  t.close(model:decode(latent), frames, 0, 0)
+  t.close(assert(melies.run("text_to_video", { model = folder, latents = latents })), frames, 0, 0)
+  refused("text_to_video", { model = folder, prompt = "a [ball:cube:0.5]" }, "block by block")
+end)
+
+t.test("few steps without a cache: the schedule fewstep and the sampler lcm", function()
+  film("text_to_video", { model = t2v, steps = 4, sampler = "lcm", schedule = "fewstep", shift = 5, guidance = 1 })
+end)
+
 -- ---- lengths -------------------------------------------------------------------------------------------
 
 t.test("a length off the grid is rounded, or refused", function()
-  local model = make("t2v", { "wan2.1-t2v-tiny", unpack(text_parts) })
+  local model = t2v
   local notices = {}
   local frames = run("text_to_video", { model = model, frames = 6, steps = 1 },
     { notice = function(text) notices[#notices + 1] = text end })

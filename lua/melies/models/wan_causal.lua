@@ -88,7 +88,8 @@ end
 function Stream:keep(index)
   return function(k, v)
     local cache, tokens = self.caches[index], k.shape[2]
-    local capacity = self.local_frames and self.local_frames * self.frame_tokens
+    local frames = math.min(self.local_frames or math.huge, self.clip_frames or math.huge)
+    local capacity = frames < math.huge and frames * self.frame_tokens or nil
     cache.k = reserve(cache.k, self.kept, tokens, k, capacity)
     cache.v = reserve(cache.v, self.kept, tokens, v, capacity)
     local last = self.kept + tokens
@@ -143,6 +144,7 @@ function Stream:blocks(noise, options)
   end
   if context.batch ~= 1 then error(NAME .. ": blocks wants a context of one text", 2) end
   local first, number, total = 1, 0, noise.shape[2]
+  self.clip_frames = total -- what the cache will hold
   local renoise = options.renoise or function(shape, _, step)
     return melies.noise(shape, { seed = options.seed or 0, stream = 1 + number * 64 + step })
   end
