@@ -7,8 +7,8 @@ return {
   params = melies.recipe.generation { style = { "style", help = "melies list styles" } },
   order = melies.recipe.generation_order,
   run = function(_, job)
-    melies.style.use(job)
     local model = job:load()
+    melies.style.use(job, model)
     local p = job:defaults(model)
     local shape = job:shape(model)
     local latent = job:latent(model, function()

@@ -461,8 +461,10 @@ local function meant(entries, kind, name, description)
   local words, found = {}, nil
   for word in (name .. " " .. description):lower():gmatch("[^%s,.]+") do words[word] = true end
   for _, entry in ipairs(entries) do
+    if entry.kind == kind and entry.name:lower() == name:lower() then return entry end
+  end
+  for _, entry in ipairs(entries) do
     if entry.kind == kind then
-      if entry.name:lower() == name:lower() then return entry end
       local all = entry.name:lower():match("%S+$") == name:lower():match("%S+$")
       for word in entry.name:lower():gmatch("%S+") do all = all and words[word] end
       if all then
@@ -491,7 +493,8 @@ function M.apply(board, options)
         if not e.image and #entry.references > 0 then
           e.image = entry.path .. "/" .. entry.references[#entry.references]
         end
-        notes[#notes + 1] = { name = name, entry = entry.name, kind = kind, before = before, after = e.description, image = e.image }
+        notes[#notes + 1] = { name = name, entry = entry.name, kind = kind, before = before,
+          after = e.description, image = e.image }
       end
     end
   end

@@ -8,6 +8,7 @@
 --   plan.prompt(board, i) -> what the model is told of shot i      plan.diff(board, i) -> what that adds to the words | nil
 --   plan.shots(prompt or board, options) -> { { text=, negative=, frames=, seconds=, seed=, overlap=, transition=,
 --                                             who=, where=, camera=, light= }, ... } | nil, message
+--   plan.fitting(board, i, model) -> the prompt with what the model has room for, and what was left out
 --   plan.grid(model) -> { fps=, step=, window=, seconds(s), frames(s) }   model: an object, a name, or nil (starter)
 --
 -- The keys of a board are in plan/schema.lua; docs/planning.md has all.
@@ -16,7 +17,7 @@ local compose = require "melies.plan.compose"
 local forms = require "melies.plan.forms"
 local schema = require "melies.plan.schema"
 
-local M = { forms = forms.names, check = schema.check, prompt = compose.prompt, diff = compose.diff,
+local M = { forms = forms.names, check = schema.check, prompt = compose.prompt, fitting = compose.fitting, diff = compose.diff,
   changes = compose.changes, duration = schema.duration }
 
 -- ---- the model's frame grid ----------------------------------------------------------------------------
@@ -168,7 +169,8 @@ end
 
 -- ---- shots to render -----------------------------------------------------------------------------------
 
--- A board, or a prompt that is planned with make's options.
+-- A board, or a prompt that is planned with make's options. With a model object as options.model, what it has no room for
+-- stays out of text: dropped names it (style: its further phrases, camera, light, look).
 function M.shots(what, options)
   options = options or {}
   local board, message
@@ -188,7 +190,8 @@ function M.shots(what, options)
   end
   for i, shot in ipairs(board.shots) do
     local frames = grid.frames(shot.seconds or grid.window)
-    out[i] = { text = compose.prompt(board, i), frames = frames, seconds = frames / grid.fps,
+    local text, dropped = compose.fitting(board, i, options.model)
+    out[i] = { text = text, dropped = dropped, frames = frames, seconds = frames / grid.fps,
       negative = style and require("melies.style").negative(style) or "",
       seed = shot.seed or (board.seed or 0) + i - 1, overlap = shot.overlap,
       transition = shot.transition or (i == 1 and "none" or "cut"),

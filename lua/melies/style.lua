@@ -2,11 +2,11 @@
 --
 --   style.get(name) -> style | nil, message          style.list() -> registry entries
 --   style.prompt(name or style, words) -> words with the style's own before and after them
---   style.apply(name or style, values, given) -> a copy of a recipe's values: prompt, negative and what the style sets,
+--   style.fitting(name or style, words, model) -> the same with what the model has room for, whether that was less
+--   style.apply(name or style, values, given, model) -> a copy of a recipe's values: prompt, negative and what the style sets,
 --     never over what was given (a set of names)
---   style.use(job)      the same for a running recipe, by its parameter `style`
+--   style.use(job, model)   the same for a running recipe, by its parameter `style`
 --   style.realism { light=, texture=, movement=, perspective= } -> words, negative
---   style.notes(style, before, after) -> what was added, as plan.changes has it
 --
 -- A style: { kind = "style", name =, help =, before =, after =, negative =, guidance =, steps =, sampler =, lora =
 -- { { name =, strength = } }, passes = { "grain", { "film", strength = 0.5 } }, realism = { light = "soft", ... } }.
@@ -138,14 +138,41 @@ local function join(...)
   return out
 end
 
--- before WORDS, after; WORDS may stand in `before` or `after` as {prompt}.
-function M.prompt(name, words)
+-- before WORDS, after; WORDS may stand in `before` as {prompt}. parts: only so many of the phrases between the style's
+-- own commas, the first ones, for a model that reads few words.
+function M.prompt(name, words, parts)
   local style = wanted(name, 2)
-  local extra = style.realism and realism(style.realism) or nil
-  if style.before and style.before:find("{prompt}", 1, true) then
-    return join(style.before:gsub("{prompt}", function() return words end), style.after, extra)
+  local left = parts or math.huge
+  local function phrases(text)
+    local out = {}
+    for phrase in ((text or "") .. ","):gmatch("%s*(.-)%s*,") do
+      if phrase ~= "" and left > 0 then out[#out + 1], left = phrase, left - 1 end
+    end
+    return #out > 0 and table.concat(out, ", ") or nil
   end
-  return join(style.before, words, style.after, extra)
+  local around = style.before and style.before:find("{prompt}", 1, true) and left > 0
+  if around then
+    words, left = style.before:gsub("{prompt}", function() return words end), left - 1
+  end
+  local before = not around and style.before and not style.before:find("{prompt}", 1, true) and phrases(style.before) or nil
+  return join(before, words, phrases(style.after), phrases(style.realism and realism(style.realism)))
+end
+
+-- The prompt with as many of the style's phrases as the model reads, and whether some were left out.
+function M.fitting(name, words, model)
+  local whole = M.prompt(name, words)
+  if M.fits(whole, model) then return whole, false end
+  for parts = 12, 1, -1 do
+    local shorter = M.prompt(name, words, parts)
+    if M.fits(shorter, model) then return shorter, true end
+  end
+  return words, true
+end
+
+-- Whether the model reads the whole text: true where it does not say.
+function M.fits(text, model)
+  if type(model) ~= "table" or not model.tokens then return true end
+  return model:tokens(text) ~= nil
 end
 
 function M.negative(name, words)
@@ -154,12 +181,13 @@ function M.negative(name, words)
   return join(words, style.negative, extra)
 end
 
-function M.apply(name, values, given)
+function M.apply(name, values, given, model)
   local style = wanted(name, 2)
   given = given or {}
   local out = {}
   for key, value in pairs(values) do out[key] = value end
-  out.prompt = M.prompt(style, values.prompt or "")
+  local cut
+  out.prompt, cut = M.fitting(style, values.prompt or "", model)
   out.negative = M.negative(style, values.negative)
   for _, key in ipairs { "guidance", "steps", "sampler", "schedule", "shift" } do
     if style[key] ~= nil and not given[key] then out[key] = style[key] end
@@ -168,19 +196,20 @@ function M.apply(name, values, given)
     out.prompt = ("%s <lora:%s:%g>"):format(out.prompt, lora.name, lora.strength or 1)
   end
   out.passes = values.passes or style.passes
-  return out
+  return out, cut
 end
 
 -- Applies the job's parameter `style`, under what was given, and tells what the prompt got. The parameters are then those
 -- of a job without a style.
-function M.use(job)
+function M.use(job, model)
   local p = job.params
   if not p.style then return end
   local name, before = type(p.style) == "table" and p.style.name or p.style, p.prompt
-  local all = M.apply(p.style, p, p)
+  local all, cut = M.apply(p.style, p, p, model)
   for _, key in ipairs { "prompt", "negative", "guidance", "steps", "sampler", "schedule", "shift" } do p[key] = all[key] end
   p.style = nil
-  job:notice("style %s: %s", name, require("melies.plan.compose").marked(before, p.prompt) or "no words")
+  job:notice("style %s: %s%s", name, require("melies.plan.compose").marked(before, p.prompt) or "no words",
+    cut and " (more is not read by this model)" or "")
 end
 
 return M

@@ -134,7 +134,8 @@ t.test("two processes remember at once, and lose nothing", function()
   f:write [[
 local melies = require "melies"
 for _ = 1, 6 do
-  assert(melies.memory_bank.remember { name = "field", kind = "place", frames = melies.tensor.full({ 8, 8, 3 }, 0.5), folder = arg[1] })
+  assert(melies.memory_bank.remember { name = "field", kind = "place", frames = melies.tensor.full({ 8, 8, 3 }, 0.5),
+    folder = arg[1] })
 end
 ]]
   f:close()

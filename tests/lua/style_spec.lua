@@ -86,6 +86,22 @@ t.test("a storyboard with a style: its words reach every shot, its negative too"
   t.ok(message:find("no style 'gone'", 1, true))
 end)
 
+t.test("a model that reads few words gets the first of them, and it is told", function()
+  local model = assert(melies.pipeline.load("starter"))
+  local words = "a red ball rolls over the grass"
+  local text, cut = style.fitting("cartoon", words, model)
+  t.eq(text, words .. ", cartoon style, bold outlines")
+  t.eq(cut, true)
+  t.eq(select(2, style.fitting("cartoon", words, { })), false)
+  t.eq((style.fitting("pencil", ("very "):rep(60) .. "big", model)), ("very "):rep(60) .. "big")
+  local board = assert(melies.plan.make(words, { style = "cartoon", fill = true }))
+  local shot = assert(melies.plan.shots(board, { model = model }))[1]
+  t.ok(model:tokens(shot.text), shot.text)
+  t.ok(shot.text:find(words, 1, true))
+  t.eq(shot.dropped[1], "style")
+  t.eq(#assert(melies.plan.shots(board))[1].dropped, 0)
+end)
+
 t.test("a recipe takes a style, and what was given stands before it", function()
   local notes = {}
   local own = { kind = "style", name = "own", after = "cartoon style", steps = 3, guidance = 9 }

@@ -72,8 +72,9 @@ local function says(list, canonical, text)
   return text:lower():find(canonical:lower(), 1, true) ~= nil
 end
 
--- The whole prompt of shot i.
-function M.prompt(board, i)
+-- The whole prompt of shot i. without: a set of what stays out of it (camera, light, look, style).
+function M.prompt(board, i, without)
+  without = without or {}
   local shot = board.shots[i]
   local text = M.words(board, i)
   local parts = {}
@@ -89,12 +90,33 @@ function M.prompt(board, i)
   local head = #parts > 0 and text .. " " .. parts[1] or text
   parts = { head }
   for _, field in ipairs { "camera", "light" } do
-    if shot[field] and not says(lexicon[field], shot[field], head) then parts[#parts + 1] = shot[field] end
+    if shot[field] and not without[field] and not says(lexicon[field], shot[field], head) then parts[#parts + 1] = shot[field] end
   end
-  if board.look and not head:lower():find(board.look:lower(), 1, true) then parts[#parts + 1] = board.look end
+  if board.look and not without.look and not head:lower():find(board.look:lower(), 1, true) then parts[#parts + 1] = board.look end
   local prompt = table.concat(parts, ", ")
-  if board.style then prompt = require("melies.style").prompt(board.style, prompt) end
+  if board.style and not without.style then prompt = require("melies.style").prompt(board.style, prompt) end
   return prompt
+end
+
+-- The prompt with what the model has room for, and a list of what was left out of it: the style's further phrases, then
+-- camera, light and look; the words of the shot themselves stay.
+function M.fitting(board, i, model)
+  local style, without, dropped = require "melies.style", {}, {}
+  local text = M.prompt(board, i)
+  if style.fits(text, model) then return text, dropped end
+  if board.style then
+    dropped[1], without.style = "style", true
+    text = style.fitting(board.style, M.prompt(board, i, without), model)
+    if style.fits(text, model) then return text, dropped end
+  end
+  for _, what in ipairs { "camera", "light", "look" } do
+    if board.shots[i][what] or board[what] then
+      dropped[#dropped + 1], without[what] = what, true
+      text = M.prompt(board, i, without)
+      if style.fits(text, model) then break end
+    end
+  end
+  return text, dropped
 end
 
 -- ---- what was added --------------------------------------------------------------------------------
