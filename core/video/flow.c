@@ -6,7 +6,8 @@
 enum {
     MAX_LEVELS = 12,
     COARSEST = 24, // pixels of the short side below which no further level is made
-    RELAXATIONS = 12
+    RELAXATIONS = 12,
+    FLOW_PARALLEL_FROM = 65536 // pixels: a step over fewer is over before all threads have begun
 };
 
 const flow_kernels *video_kernels(void) {
@@ -108,7 +109,7 @@ static void swap(float **a, float **b) {
 // From the guess in l->u, l->v (where `guessed`) to this level's flow in l->u, l->v.
 static void solve(const flow_kernels *k, level *l, bool guessed, int iterations, int refine, float alpha) {
     int64_t w = l->a.w, h = l->a.h, nx = flow_patches(w), ny = flow_patches(h);
-    bool wide = w * h >= VIDEO_PARALLEL_FROM;
+    bool wide = w * h >= FLOW_PARALLEL_FROM;
 #pragma omp parallel for schedule(static) num_threads(mel_threads()) if (wide)
     for (int64_t j = 0; j < ny; j++)
         k->search(&l->a, &l->b, guessed ? l->u : NULL, l->v, j, iterations, l->matches + j * nx);
@@ -258,7 +259,7 @@ mel_status mel_video_flow(
         o.finest = o.finest > 0 ? o.finest - 1 : side < 256 ? 0 : 1;
         if (o.iterations == 0) o.iterations = 12;
         o.refine = o.refine == 0 ? 2 : o.refine < 0 ? 0 : o.refine;
-        if (o.smoothness == 0) o.smoothness = 0.3;
+        if (o.smoothness == 0) o.smoothness = 1;
         status = run(fa, fb, &o, &p, &l, out, err);
     }
     for (int i = 0; i < MAX_LEVELS; i++) {

@@ -19,7 +19,7 @@ local function handle(x, what) return T.need(x, what, 3) end
 
 local flow_options = { finest = true, iterations = true, refine = true, smoothness = true }
 
--- video.flow(a, b, {finest=, iterations=12, refine=2, smoothness=0.3}): where each pixel of a is in b, [H, W, 2]. finest 1
+-- video.flow(a, b, {finest=, iterations=12, refine=2, smoothness=1}): where each pixel of a is in b, [H, W, 2]. finest 1
 -- works to every pixel, 2 to every second (and is four times faster), 3 to every fourth; small frames 1, others 2.
 function video.flow(a, b, options)
   options = options or {}

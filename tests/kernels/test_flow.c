@@ -121,7 +121,7 @@ static void beside_the_twin(void) {
 
 static void same_for_any_threads(void) {
     mel_tensor *a, *b, *first = NULL;
-    make(200, motions[3].m, 5, &a, &b);
+    make(300, motions[3].m, 5, &a, &b);
     for (int threads = 1; threads <= 5; threads += 2) {
         mel_tensor *flow = NULL;
         CHECK_OK(mel_set_threads(threads, err));

@@ -14,7 +14,7 @@ typedef struct mel_flow_options {
                         // and so on; default: 1 for frames of less than 256 pixels on the short side, else 2
     int32_t iterations; // of inverse search for each patch: 12
     int32_t refine;     // refinements of the whole field on each level: 2; -1: none
-    double smoothness;  // weight of smoothness against the data: 0.3
+    double smoothness;  // weight of smoothness against the data: 1
 } mel_flow_options;
 
 // Dense inverse search on grey pyramids (Kroeger et al. 2016), refined by a robust energy. The difference of the
