@@ -92,7 +92,9 @@ function M.prompt(board, i, without)
   for _, field in ipairs { "camera", "light" } do
     if shot[field] and not without[field] and not says(lexicon[field], shot[field], head) then parts[#parts + 1] = shot[field] end
   end
-  if board.look and not without.look and not head:lower():find(board.look:lower(), 1, true) then parts[#parts + 1] = board.look end
+  if board.look and not without.look and not head:lower():find(board.look:lower(), 1, true) then
+    parts[#parts + 1] = board.look
+  end
   local prompt = table.concat(parts, ", ")
   if board.style and not without.style then prompt = require("melies.style").prompt(board.style, prompt) end
   return prompt
