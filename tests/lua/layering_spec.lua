@@ -177,7 +177,8 @@ end)
 
 t.test("a plugin file names its interface first", function()
   local wrong = {}
-  local folders = "lua/melies/planners lua/melies/styles lua/melies/samplers lua/melies/schedules lua/melies/guides lua/melies/models lua/melies/passes "
+  local folders = "lua/melies/planners lua/melies/styles lua/melies/samplers lua/melies/schedules lua/melies/guides "
+    .. "lua/melies/models lua/melies/passes "
     .. "lua/melies/checks lua/melies/transitions recipes"
   for _, path in ipairs(files(folders, "%.lua$")) do
     local first = lines_of(path)[1] or ""
