@@ -25,16 +25,42 @@ local samples = {
   { "^wan.*%-flf2v", with(wan21, { shift = 16 }) },
   { "^wan2.2", with(wan21, { steps = 40, shift = 12, guidance = 4, guidance_low = 3 }) },
   { "^wan", wan21 },
+  -- Lightricks/LTX-Video, inference.py and schedulers/rf.py: the shift goes by the number of tokens.
+  { "^ltx", { frames = 121, fps = 25, width = 704, height = 480, steps = 40, sampler = "euler", schedule = "flow",
+    guidance = 3 }, { dynamic = true, terminal = 0.1 } },
 }
 
 -- What a part takes that its tensors do not tell.
 local inputs = {
   wan_dit = function(c) c.first_frame = c.out_channels == 48 or nil end, -- TI2V-5B
+  ltx_dit = function(c) c.first_frame, c.takes_fps, c.text_len = true, true, 128 end,
+  -- A decoder that is told a timestep gets as much noise (Lightricks/LTX-Video, configs: decode_noise_scale).
+  ltx_vae = function(c) c.decode_noise, c.decode_timestep = c.timed and 0.025 or nil, 0.05 end,
 }
+
+-- What LTX-Video's own files say in their metadata; without it, the first versions count the first frame as eight, those
+-- whose encoder passes its input around the down-sampling (0.9.5 and later) as the one that it is.
+local function ltx_settings(set)
+  local dit, vae = set.parts.dit, set.parts.autoencoder
+  local deep = false
+  for _, block in ipairs(vae.settings.down or {}) do deep = deep or (block.kind == "size" and block.conv == "conv.conv") end
+  local said = {}
+  for _, part in ipairs { dit, vae } do
+    local ok, config = pcall(require("melies.json").decode, part.weights.metadata.config or "{}")
+    for key, value in pairs(ok and type(config) == "table" and config or {}) do said[key] = value end
+  end
+  local transformer, coder = type(said.transformer) == "table" and said.transformer or {},
+    type(said.vae) == "table" and said.vae or {}
+  dit.settings.causal_fix = deep
+  if transformer.causal_temporal_positioning ~= nil then
+    dit.settings.causal_fix = transformer.causal_temporal_positioning == true
+  end
+  vae.settings.causal_decoder, vae.settings.spatial_padding_mode = coder.causal_decoder, coder.spatial_padding_mode
+end
 
 local function sample_of(variant)
   for _, row in ipairs(samples) do
-    if variant:lower():find(row[1]) then return row[2] end
+    if variant:lower():find(row[1]) then return row[2], row[3] end
   end
 end
 
@@ -126,7 +152,8 @@ function assemble.open(path, given)
     return nil, ("%s: there is no tokenizer (spiece.model or tokenizer.json): give --tokenizer FILE"):format(path)
   end
   set.tokenizer = tokenizer
-  set.config.sample = sample_of(variant)
+  set.config.sample, set.config.schedule = sample_of(variant)
+  if chosen.dit.model == "ltx_dit" and chosen.autoencoder.model == "ltx_vae" then ltx_settings(set) end
   if not set.config.sample then
     return nil, ("%s: %s is recognised, but melies has no pipeline for it"):format(path, variant)
   end

@@ -29,6 +29,35 @@ end
 local image = { in_channels = 36, image_dim = 1280 }
 local first_last = { in_channels = 36, image_dim = 1280, image_tokens = 514 }
 
+-- LTX-Video's autoencoder: 0.9, or 0.9.1 with a decoder that is told a timestep. Lightricks' configurations, facts only.
+local function ltx_vae(base, z, timed)
+  local list
+  local function res(width, count)
+    list[#list + 1] = { kind = "res", width = width, count = count, timed = timed and list.decoder and 256 or nil }
+  end
+  local function size(inputs, outputs, conv)
+    list[#list + 1] = { kind = "size", shape = { outputs, inputs, 3, 3, 3 }, conv = conv }
+  end
+  local function wider(inputs, outputs) list[#list + 1] = { kind = "wider", shape = { outputs, inputs, 3, 3, 3 } } end
+  local b = base
+  local down, up = {}, { decoder = true }
+  list = down
+  res(b, 4); size(b, b, "conv"); wider(b, 2 * b)
+  res(2 * b, 3); size(2 * b, 2 * b, "conv"); wider(2 * b, 4 * b)
+  res(4 * b, 3); size(4 * b, 4 * b, "conv"); res(4 * b, 3); res(4 * b, 4)
+  list = up
+  if timed then
+    res(8 * b, 5); size(8 * b, 32 * b, "conv.conv"); res(4 * b, 6); size(4 * b, 16 * b, "conv.conv")
+    res(2 * b, 7); size(2 * b, 8 * b, "conv.conv"); res(b, 8)
+  else
+    res(4 * b, 4); res(4 * b, 3); size(4 * b, 32 * b, "conv.conv"); res(4 * b, 3); wider(4 * b, 2 * b)
+    size(2 * b, 16 * b, "conv.conv"); res(2 * b, 3); wider(2 * b, b); size(b, 8 * b, "conv.conv"); res(b, 4)
+  end
+  return { down = down, up = up, latent = z, encoder_in = { b, 48, 3, 3, 3 }, encoder_out = { z + 1, 4 * b, 3, 3, 3 },
+    decoder_in = { timed and 8 * b or 4 * b, z, 3, 3, 3 }, decoder_out = { 48, b, 3, 3, 3 }, timed = timed and 256 or nil,
+    multiplier = timed and { 1 } or nil }
+end
+
 -- Sizes: the configurations in Wan-Video/Wan2.1 and Wan2.2, wan/configs; umt5-xxl: wan/modules/t5.py; the image encoder:
 -- wan/modules/clip.py, clip_xlm_roberta_vit_h_14; taew2_1: madebyollin/taehv. Facts only.
 local models = {
@@ -49,6 +78,10 @@ local models = {
     grow = { 1, 2, 2 } } },
   ["taew2_2"] = { "taehv", { encoder = 64, decoder = { 256, 128, 64, 64 }, latent = 48, patch = 2, pool = { 2, 2, 1 },
     grow = { 1, 2, 2 } } },
+  ["ltx-video-2b"] = { "ltx_dit", { dim = 2048, layers = 28, ffn = 8192, in_channels = 128, out_channels = 128,
+    text_dim = 4096, freq_dim = 256, heads = 32 } },
+  ["ltx-vae-0.9"] = { "ltx_vae", ltx_vae(128, 128, false) },
+  ["ltx-vae-0.9.1"] = { "ltx_vae", ltx_vae(128, 128, true) },
   ["clip-vision"] = { "clip_vision", { width = 1280, patch = 14, tokens = 257, layers = 32, mlp = 5120, out = 1024 } },
 }
 
@@ -68,6 +101,10 @@ local tiny = {
   taehv = function(c)
     return { encoder = 8, decoder = { 16, 16, 8, 8 }, latent = c.latent, patch = c.patch, pool = c.pool, grow = c.grow }
   end,
+  ltx_dit = function()
+    return { dim = 256, layers = 2, ffn = 512, in_channels = 16, out_channels = 16, text_dim = 64, freq_dim = 256, heads = 4 }
+  end,
+  ltx_vae = function(c) return ltx_vae(4, 16, c.timed ~= nil) end,
   clip_vision = function() return { width = 160, patch = 7, tokens = 17, layers = 3, mlp = 256, out = 32 } end,
 }
 
@@ -186,6 +223,11 @@ local function config_text(model)
   elseif kind == "t5" then
     return json.encode { architectures = { c.shared_pos and "T5EncoderModel" or "UMT5EncoderModel" }, d_model = c.dim,
       num_heads = c.heads, d_ff = c.dim_ffn, num_layers = c.layers, vocab_size = c.vocab }
+  elseif kind == "ltx_dit" then
+    return json.encode { _class_name = "LTXVideoTransformer3DModel", num_attention_heads = c.heads, attention_head_dim =
+      c.dim / c.heads, in_channels = c.in_channels, num_layers = c.layers, caption_channels = c.text_dim }
+  elseif kind == "ltx_vae" then
+    return json.encode { _class_name = "AutoencoderKLLTXVideo", timestep_conditioning = c.timed ~= nil }
   end
   return json.encode { _class_name = kind:find "^wan_vae" and "AutoencoderKLWan" or "CLIPVisionModelWithProjection" }
 end
@@ -289,7 +331,8 @@ function fake.make(name, folder, given)
   end
   if options.layout == "diffusers" and options.format == "safetensors" and model.architecture.part == "dit" then
     local ok
-    ok, message = write_text(folder .. "/model_index.json", json.encode { _class_name = "WanPipeline" })
+    ok, message = write_text(folder .. "/model_index.json", json.encode {
+      _class_name = model.architecture.name == "ltx_dit" and "LTXPipeline" or "WanPipeline" })
     if not ok then return nil, message end
   end
   return out

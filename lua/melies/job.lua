@@ -234,6 +234,11 @@ function Job:sigmas(model, p)
   local registry = require "melies.registry"
   local plugin = type(p.schedule) == "table" and p.schedule or registry.get("schedule", p.schedule)
   if plugin and plugin.params and plugin.params.shift and params.shift == nil then params.shift = p.shift end
+  if model.schedule_params and p.schedule == model.defaults.schedule then
+    for key, value in pairs(model:schedule_params(p)) do
+      if params[key] == nil then params[key] = value end
+    end
+  end
   return made_of_values(require("melies.schedule").make, p.schedule, p.steps, params, model)
 end
 

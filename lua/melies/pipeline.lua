@@ -22,6 +22,7 @@
 --   model:decode(latent)                     -> frames [N, H, W, 3], f32 in [0, 1]
 --   model:decode_stream(latent, sink, tick)  -> number of frames; sink(frames, i) gets them as they come
 --   model:encode_video(frames)               -> latent [C, T, H, W]
+--   model:schedule_params(p)                 -> parameters of the model's own schedule for a film of that size
 --   model.name, .folder, .config, .defaults, .space, .text_len, .stride { time, height, width }, .frame_grid,
 --   .image_input ("channels", "first" or nil: melies.conditions), .boundary (of two experts)
 local T = require "melies.tensor"
@@ -204,6 +205,7 @@ function M.load(name, given)
   model.defaults = {}
   for key_, value in pairs(defaults) do model.defaults[key_] = value end
   for key_, value in pairs(config.sample or {}) do model.defaults[key_] = value end
+  if config.schedule and config.schedule.dynamic then model.defaults.shift = (config.sample or {}).shift end
   cache[key] = model
   return model
 end
@@ -361,6 +363,19 @@ function Model:latent_shape(p)
   return { self.latent_channels, latent_frames, h / s[2], w / s[3] }
 end
 
+-- config.schedule: dynamic (the shift goes by the number of tokens, where p.shift gives none), terminal.
+function Model:schedule_params(p)
+  local own, out = self.config.schedule, {}
+  if type(own) ~= "table" then return out end
+  local shape = own.dynamic and not p.shift and self:latent_shape(p)
+  if shape then
+    out.tokens = 1
+    for i = 1, 3 do out.tokens = out.tokens * shape[i + 1] / self.patch[i] end
+  end
+  out.terminal = own.terminal
+  return out
+end
+
 -- ---- diffusion -------------------------------------------------------------------------------------
 
 -- The context (text embedding, keys and values of cross-attention) of the last list of texts is kept: it is the same
@@ -424,17 +439,21 @@ function Model:add_noise(latent, noise, sigma) return T.lincomb { 1 - sigma, lat
 
 -- ---- frames ----------------------------------------------------------------------------------------
 
+local DECODE_STREAM = 2 ^ 41 -- of noise: a number that no job and no sampler uses
+
 function Model:decode(latent)
   local parts = {}
   self:decode_stream(latent, function(frames) parts[#parts + 1] = frames end)
   return #parts == 1 and parts[1] or T.concat(parts, 1)
 end
 
--- In tiles where the last plan, made for that size, says so; tick(done, all) is then called after each. The packed
--- transformer is let go where the plan wants its memory.
+-- A decoder that wants noise (config.autoencoder.decode_noise) gets the same one for every film. In tiles where the last
+-- plan, made for that size, says so; tick(done, all) is then called after each. The packed transformer is let go where
+-- the plan wants its memory.
 function Model:decode_stream(latent, sink, tick)
   if latent.ndim ~= 4 then error(("decode: the latent has %d dimensions, not [C, T, H, W]"):format(latent.ndim), 2) end
-  local plan, length = self.planned, latent.shape[2]
+  local plan, length, noisy = self.planned, latent.shape[2], self.config.autoencoder.decode_noise
+  if noisy then latent = self:add_noise(latent, T.noise(latent.shape, { stream = DECODE_STREAM }), noisy) end
   for i = 2, 4 do
     if plan and plan.shape[i] ~= latent.shape[i] then plan = nil end
   end

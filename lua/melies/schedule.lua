@@ -25,7 +25,7 @@ function schedule.shift(sigma, shift) return shift * sigma / (1 + (shift - 1) * 
 -- Dynamic shift: e^mu / (e^mu + 1/sigma - 1); the static one with shift = e^mu.
 function schedule.shift_mu(sigma, mu)
   if sigma <= 0 then return 0 end
-  return math.exp(mu) / (math.exp(mu) + 1 / sigma - 1)
+  return math.exp(mu) / (math.exp(mu) + (1 / sigma - 1)) -- 1 stays 1
 end
 
 -- mu for a number of tokens, on the line through (base_tokens, base_shift) and (max_tokens, max_shift).

@@ -180,6 +180,57 @@ t.test("few steps without a cache: the schedule fewstep and the sampler lcm", fu
   film("text_to_video", { model = t2v, steps = 4, sampler = "lcm", schedule = "fewstep", shift = 5, guidance = 1 })
 end)
 
+-- ---- LTX-Video -----------------------------------------------------------------------------------------
+
+t.test("LTX-Video: its own grid, schedule, rate of frames and decoder", function()
+  local folder = make("ltx", { "ltx-video-2b-tiny", "t5-v1.1-xxl-tiny", "ltx-vae-0.9.1-tiny" })
+  local model = assert(pipeline.load(folder))
+  t.eq(model.text_len, 128)
+  t.eq(table.concat(model.stride, " "), "8 32 32")
+  t.eq(model.image_input, "first")
+  t.eq(model.defaults.guidance, 3)
+  t.eq(model.defaults.shift, nil)
+  t.eq(model.config.dit.causal_fix, false)
+  -- 121 frames of 704x480: 16 * 22 * 15 tokens.
+  t.eq(model:schedule_params { frames = 121, width = 704, height = 480 }.tokens, 5280)
+  local sigmas
+  local recipe = { kind = "recipe", name = "sigmas", params = melies.recipe.generation(), run = function(_, job)
+    local m = job:load()
+    job:defaults(m)
+    sigmas = job:sigmas(m)
+    return true
+  end }
+  local function at(params)
+    params.model, params.prompt, params.frames, params.width, params.height, params.steps = folder, "x", 121, 704, 480, 4
+    assert(melies.run(recipe, params))
+    return sigmas
+  end
+  local mu = 0.95 + (2.05 - 0.95) * (5280 - 1024) / (4096 - 1024)
+  local function shifted(s) return 1 / (1 + math.exp(-mu) * (1 / s - 1)) end
+  local function stretched(s) return 1 - (1 - s) * 0.9 / (1 - shifted(0.25)) end
+  t.close(T.of(at {}), T.of { 1, stretched(shifted(0.75)), stretched(shifted(0.5)), 0.1, 0 }, 1e-6, 1e-6)
+  t.close(T.of(at { shift = 1 }), T.of { 1, 0.7, 0.4, 0.1, 0 }, 1e-6, 1e-6)
+
+  local a = film("text_to_video", { model = folder, frames = 9, fps = 25 })
+  t.eq(a:shape_text(), "[9, 64, 64, 3]")
+  t.ok((film("text_to_video", { model = folder, frames = 9, fps = 12 }) - a):norm() > 0, "fps")
+  film("image_to_video", { model = folder, frames = 9, image = one })
+  refused("text_to_video", { model = folder, frames = 9, width = 80 }, "multiple of 32")
+  refused("text_to_video", { model = folder, frames = 8, strict = true }, "1 + 8k frames; the nearest is 9")
+  refused("text_to_video", { model = folder, frames = 9, prompt = ("a b c d "):rep(60) }, "takes 128")
+  -- Noise at the decoder's level, the same for every film.
+  local latent = melies.noise({ 16, 2, 2, 2 }, { seed = 1 })
+  t.close(model:decode(latent), model:decode(latent), 0, 0)
+  t.ok((model:decode(latent) - model.autoencoder:decode(latent)):norm() > 0)
+end)
+
+t.test("LTX-Video 0.9: a decoder without a timestep", function()
+  local folder = make("ltx09", { "ltx-video-2b-tiny", "t5-v1.1-xxl-tiny", "ltx-vae-0.9-tiny" })
+  local model = assert(pipeline.load(folder))
+  t.eq(model.config.autoencoder.decode_noise, nil)
+  film("text_to_video", { model = folder, frames = 9 })
+end)
+
 -- ---- lengths -------------------------------------------------------------------------------------------
 
 t.test("a length off the grid is rounded, or refused", function()
