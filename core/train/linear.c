@@ -150,20 +150,17 @@ mel_status mel_train_conv(const mel_tensor *x, const mel_tensor *weight, const m
     mel_status s = geometry(x, weight, stride, pad_before, pad_after, groups, compute, &g, err);
     if (!s) s = mel_out_dtype(x, dtype, "train_conv", &dst, err);
     if (s) return s;
-    mel_tensor *dx = NULL, *dw = NULL, *vector = NULL, *zero = NULL, *y = NULL, *result = NULL;
+    mel_tensor *dx = NULL, *dw = NULL, *vector = NULL, *y = NULL, *result = NULL;
     s = operand(x, g.operand, &dx, err);
     if (!s) s = operand(weight, g.operand, &dw, err);
-    if (!s && bias)
-        s = mel_vector(bias, g.oc, "train_conv", "bias", &vector, err);
-    else if (!s)
-        s = mel_tensor_zeros(MEL_F32, 1, &g.oc, &zero, err);
+    if (!s) s = mel_vector(bias, g.oc, "train_conv", "bias", &vector, err);
+    if (!s && !vector) s = mel_tensor_zeros(MEL_F32, 1, &g.oc, &vector, err);
     if (!s) s = mel_tensor_create(g.operand, output_shape(&g, shape), shape, &y, err);
     if (!s)
-        s = mel_conv_train(MEL_CONV_FORWARD, &g, dx->data, dw->data,
-            (const float *)(void *)(vector ? vector : zero)->data, y->data, err);
+        s = mel_conv_train(MEL_CONV_FORWARD, &g, dx->data, dw->data, (const float *)(void *)vector->data, y->data, err);
     if (!s) s = mel_tensor_cast(y, dst, &result, err);
-    mel_tensor *mine[] = {dx, dw, vector, zero, y};
-    for (int i = 0; i < 5; i++)
+    mel_tensor *mine[] = {dx, dw, vector, y};
+    for (int i = 0; i < 4; i++)
         mel_tensor_unref(mine[i]);
     if (!s) *out = result;
     return s;

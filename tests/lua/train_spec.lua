@@ -304,6 +304,49 @@ t.test("a small Wan transformer learns, saves, and loads in the model", function
   t.eq(best, 3)
 end)
 
+t.test("a LoRA learns beside frozen weights, and can be merged", function()
+  local base = {}
+  for name, p in pairs(wan.init(sizes, 9)) do base[name] = p.value end
+  base["head.head.weight"] = T.noise(base["head.head.weight"].shape, { seed = 1 }) * 0.1
+  local net = wan.net(base, { heads = 4, text_len = 16, compute = "f32" })
+  local params = {}
+  for _, name in ipairs { "blocks.0.self_attn.q", "blocks.1.ffn.0" } do
+    local s = base[name .. ".weight"].shape
+    local down, up = grad.param(T.noise({ 2, s[2] }, { seed = 2 }) * 0.1), grad.param(T.zeros { s[1], 2 })
+    params[name .. ".down"], params[name .. ".up"] = down, up
+    net.lora[name] = { down = down, up = up, scale = 0.5 }
+  end
+  local x, text = T.noise({ 2, 4, 2, 4, 4 }, { seed = 60 }), T.noise({ 2, 4, 24 }, { seed = 61 })
+  local goal, losses = T.noise({ 2, 4, 2, 4, 4 }, { seed = 62 }), {}
+  local run = t.ok(train.new { params = params, steps = 30, lr = 0.02, on_step = function(r) losses[r.step] = r.loss end,
+    loss = function() return grad.mse(net:forward(x, { 300, 800 }, text), goal) end })
+  t.ok(run:run())
+  t.ok(losses[30] < losses[1] * 0.97, ("%.4f of %.4f"):format(losses[30], losses[1]))
+  local tuned = grad.no_grad(function() return net:forward(x, { 300, 800 }, text) end).value
+  for name, l in pairs(net.lora) do
+    base[name .. ".weight"] = base[name .. ".weight"] + l.up.value:matmul(l.down.value) * l.scale
+  end
+  net.lora = {}
+  t.close(grad.no_grad(function() return net:forward(x, { 300, 800 }, text) end).value, tuned, 1e-4, 1e-4)
+end)
+
+t.test("memory does not grow over steps", function()
+  local params = wan.init(sizes, 9)
+  local net = wan.net(params, { heads = 4, text_len = 16 })
+  local x, text = T.noise({ 2, 4, 2, 4, 4 }, { seed = 60 }), T.noise({ 2, 4, 24 }, { seed = 61 })
+  local run = t.ok(train.new { params = params, steps = 40, loss = function()
+    return grad.mse(net:forward(x, { 300, 800 }, text), x)
+  end })
+  local function live(last)
+    t.ok(run:run(last))
+    collectgarbage()
+    collectgarbage()
+    return melies.memory().live
+  end
+  local before = live(3)
+  t.ok(live(40) <= before + 4096)
+end)
+
 t.test("blocks that are computed twice give the same gradients", function()
   local function gradients(save_memory)
     local params = wan.init(sizes, 9)

@@ -5,6 +5,9 @@
 --   local net = wan.net(params, { heads = 2 })
 --   net:forward(latent [B, C, T, H, W], { t, ... }, text [B, L, text_dim], key_bias [B, L]) -> velocity, a variable
 --
+-- params may hold plain tensors (bf16 too): those weights are frozen. net.lora[name] = { down = param [rank, inputs],
+-- up = param [outputs, rank], scale = 1 } adds scale * up down to the linear layer `name`, such as "blocks.0.self_attn.q".
+--
 -- t: 0 to 1000, one a sample. key_bias: see wan.padded. net.save_memory: blocks are computed twice instead of kept.
 local melies = require "melies"
 local ditkit = require "melies.ditkit"
@@ -71,7 +74,8 @@ function wan.net(params, o)
   local s = p.shape
   local net = setmetatable({ params = params, dim = s[1], channels = s[2], patch = { s[3], s[4], s[5] },
     heads = o.heads or s[1] / 128, eps = o.eps or 1e-6, dtype = o.compute or melies.compute(), layers = 0,
-    text_len = o.text_len or 512, freq = params["time_embedding.0.weight"].shape[2], ropes = {} }, Net)
+    text_len = o.text_len or 512, freq = params["time_embedding.0.weight"].shape[2], ropes = {},
+    lora = {} }, Net)
   while params[("blocks.%d.modulation"):format(net.layers)] do net.layers = net.layers + 1 end
   return net
 end
@@ -94,9 +98,13 @@ end
 
 function Net:linear(x, name, o)
   o = o or {}
-  local p = self.params
-  return grad.linear(x, p[name .. ".weight"], p[name .. ".bias"], { act = o.act, dtype = o.dtype,
-    compute = o.compute or self.dtype })
+  local p, lora, compute = self.params, self.lora[name], o.compute or self.dtype
+  local y = grad.linear(x, p[name .. ".weight"], p[name .. ".bias"], { act = not lora and o.act or nil,
+    dtype = o.dtype, compute = compute })
+  if not lora then return y end
+  local low = grad.linear(x, lora.down, nil, { dtype = self.dtype, compute = compute })
+  y = grad.add(y, grad.mul(grad.linear(low, lora.up, nil, { dtype = y.dtype, compute = compute }), lora.scale or 1))
+  return o.act and grad.act(y, o.act) or y
 end
 
 function Net:norm_heads(x, name)
