@@ -107,7 +107,7 @@ end
 -- Each: { usage, help line, run(words, settings) -> exit code, text of more help }.
 local commands = {}
 local command_order = { "run", "repl", "list", "info", "check", "plan", "memory", "convert", "cache", "help", "version", "golden",
-  "bench", "fake-checkpoint" }
+  "bench", "fake-checkpoint", "data" }
 
 local function no_more(words, n, command)
   if words[n + 1] then stop(USAGE, "%s: unknown argument '%s'", command, words[n + 1]) end
@@ -441,6 +441,10 @@ commands["fake-checkpoint"] = { "fake-checkpoint NAME DIR", "a file with random 
     .. "  --seed N         other values\n"
     .. "  --shard SIZE     largest file of a diffusers folder (5 GB)",
   own_options = true }
+
+commands.data = { "data ingest|card", "films into captioned clips to train on, and their data card", elsewhere "data",
+  "  melies data ingest DIR -o OUT [--size WxH] [--frames N] [--fps N] [--model NAME] ...\n"
+    .. "  melies data card OUT\n\nAll options: docs/data.md, or melies data ingest --help.", own_options = true }
 
 -- ---- main -----------------------------------------------------------------------------------------
 
