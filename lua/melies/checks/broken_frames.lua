@@ -1,9 +1,9 @@
 -- melies-api: 1
 -- Frames that are no picture: not a number, torn, or out of place.
 -- not a number: any value that is NaN or infinite. torn: between two rows y, y + 1 the mean difference of luma is more than
--- `tear` times the largest of the rows around it, more than 0.04, and was not half of that there in the frame before. out of
--- place: a frame that differs from both neighbours by more than `alone` times what they differ from each other, and by more
--- than 0.08. value is the number of such frames.
+-- `tear` times the largest of the rows around it, more than 0.04, and was not half of that there in the frame before (of
+-- the same shot). out of place: a frame that differs from both neighbours by more than `alone` times what they differ from
+-- each other, and by more than 0.08. value is the number of such frames.
 local melies = require "melies"
 
 -- Mean difference of each row of luma to the next, at the full height.
@@ -31,7 +31,7 @@ return {
         end
         if now[y] > 0.04 and now[y] > p.tear * around then
           local there = 0
-          for d = -2, 2 do there = math.max(there, last and last[y + d] or 0) end
+          for d = -2, 2 do there = math.max(there, last[y + d]) end
           if there < 0.5 * now[y] then return true end
         end
       end
@@ -48,8 +48,9 @@ return {
         return
       end
       local now = jumps(melies.video.floats(here.raw))
-      local is_torn = torn(now, rows)
-      if is_torn then note(here, "torn") else rows = now end
+      local is_torn = rows and not here.cut and torn(now, rows)
+      if is_torn then note(here, "torn") end
+      rows = now
       if before and middle and not middle.torn then
         local a = (middle.frame - before.frame):abs():mean()
         local b = (middle.frame - here.frame):abs():mean()
