@@ -106,8 +106,8 @@ end
 
 -- Each: { usage, help line, run(words, settings) -> exit code, text of more help }.
 local commands = {}
-local command_order = { "run", "repl", "list", "info", "check", "plan", "memory", "convert", "cache", "help", "version", "golden",
-  "bench", "fake-checkpoint", "data" }
+local command_order = { "run", "watch", "repl", "list", "info", "check", "plan", "memory", "convert", "cache", "help", "version",
+  "golden", "bench", "fake-checkpoint", "data" }
 
 local function no_more(words, n, command)
   if words[n + 1] then stop(USAGE, "%s: unknown argument '%s'", command, words[n + 1]) end
@@ -161,7 +161,7 @@ local function find_recipe(name)
   stop(is_file and FAILED or USAGE, "%s", message)
 end
 
-commands.run = { "run RECIPE [--NAME VALUE...]", "run a recipe: a name (melies list recipes) or a Lua file",
+commands.run = { "run RECIPE [--NAME VALUE...]", "run a recipe: a name (melies list recipes) or a Lua file; --resume DIR",
   function(words, settings)
     if words[1] == "--help" or words[1] == "-h" then out(usage_of "run") return OK end
     local i = 1 -- options of the program that stand before the recipe's name
@@ -171,7 +171,10 @@ commands.run = { "run RECIPE [--NAME VALUE...]", "run a recipe: a name (melies l
       i = after
     end
     local name, rest = words[i], {}
-    if not name or name:sub(1, 1) == "-" then
+    local resume = name and (name:match "^%-%-resume=(.+)$" or name == "--resume" and words[i + 1])
+    if resume and name == "--resume" then i = i + 1 end
+    if resume then name = nil end
+    if not resume and (not name or name:sub(1, 1) == "-") then
       stop(USAGE, "run: which recipe? melies list recipes shows them")
     end
     for k = i + 1, #words do rest[#rest + 1] = words[k] end
@@ -183,6 +186,15 @@ commands.run = { "run RECIPE [--NAME VALUE...]", "run a recipe: a name (melies l
     end
     apply(settings)
     local recipe = require "melies.recipe"
+    local saved
+    if resume then
+      local message
+      saved, message = require("melies.durable").read(resume)
+      if not saved then stop(FAILED, "%s", message) end
+      local cwd = require("melies.fs").cwd()
+      if saved.cwd ~= cwd then stop(FAILED, "%s: the job was begun in %s; resume it there", resume, saved.cwd) end
+      name = saved.recipe
+    end
     local plugin = find_recipe(name)
     if not plugin.script then -- a script's words are its own
       for k = #settings.plugin_paths, before + 1, -1 do settings.plugin_paths[k] = nil end
@@ -190,12 +202,22 @@ commands.run = { "run RECIPE [--NAME VALUE...]", "run a recipe: a name (melies l
       apply(settings)
     end
 
-    local values, message, code = recipe.parse(plugin, rest)
+    local values, message, code
+    local worker = saved and rest[1] == "--worker"
+    if saved then
+      if worker then table.remove(rest, 1) end
+      no_more(rest, 0, "run --resume")
+      saved.values.job = resume
+      values, message, code = recipe.check(plugin, saved.values)
+      if values and resume:gsub("/+$", "") == (values.output or "") .. ".job" and not worker then values.job = nil end
+    else
+      values, message, code = recipe.parse(plugin, rest)
+    end
     if not values and code == OK then out(message) return OK end
     if not values then stop(code, "%s", message) end
     local result
     if settings.profile then require("melies.profile").start() end
-    result, message, code = recipe.run(plugin, values, { progress = not settings.quiet, keep = false })
+    result, message, code = recipe.run(plugin, values, { progress = not settings.quiet, keep = false, worker = worker })
     if settings.profile then
       local profile = require "melies.profile"
       local spans = profile.stop()
@@ -215,7 +237,18 @@ commands.run = { "run RECIPE [--NAME VALUE...]", "run a recipe: a name (melies l
       log.say("melies: not saved; -o FILE says where to")
     end
     return OK
-  end, "melies run RECIPE --help shows the recipe's parameters with their ranges and defaults." }
+  end, "melies run RECIPE --help shows the recipe's parameters with their ranges and defaults.\n"
+    .. "An unfinished job stays in OUTPUT.job (or --job DIR): the same command again, or melies run --resume DIR, goes on." }
+
+commands.watch = { "watch DIR [--once]", "what the running job in a folder has so far, as a contact sheet",
+  function(words)
+    local folder, once = words[1], words[2] == "--once"
+    if not folder then stop(USAGE, "watch: which job's folder?") end
+    no_more(words, once and 2 or 1, "watch")
+    local ok, message = require("melies.watch").run(folder, { once = once, write = out })
+    if not ok then stop(FAILED, "%s", message) end
+    return OK
+  end, "It ends when the job does, or by Ctrl-C; --once shows what there is and ends.", own_options = true }
 
 commands.repl = { "repl", "a Lua prompt with everything loaded; lines from standard input where it is no terminal",
   function(words)

@@ -18,12 +18,17 @@ int mel_fs_touch(int, const char *, const void *, int) __asm__("utimensat");
 int mel_fs_open(const char *, int, ...) __asm__("open");
 int mel_fs_close(int) __asm__("close");
 int mel_fs_flock(int, int) __asm__("flock");
+int mel_fs_fsync(int) __asm__("fsync");
+ptrdiff_t mel_fs_write(int, const char *, size_t) __asm__("write");
+int mel_fs_nanosleep(const void *, void *) __asm__("nanosleep");
+int mel_fs_getpid(void) __asm__("getpid");
+char *mel_fs_getcwd(char *, size_t) __asm__("getcwd");
 const char *mel_fs_strerror(int) __asm__("strerror");
 ]]
 local C = ffi.C
 local AT_FDCWD, BASIC = -100, 0x7ff
 local EEXIST = 17
-local O_RDWR, O_CREAT, O_CLOEXEC = 2, 64, 524288
+local O_RDWR, O_CREAT, O_TRUNC, O_CLOEXEC = 2, 64, 512, 524288
 local LOCK_EX, LOCK_NB = 2, 4
 
 local fs = {}
@@ -94,6 +99,40 @@ function fs.lock(path)
     return nil, path .. ": locked by another process"
   end
   return function() C.mel_fs_close(fd) end
+end
+
+-- fs.write(path, text): the file with that content, whole or not at all, and on the disk when this returns.
+function fs.write(path, text)
+  local new = path .. ".new"
+  local fd = C.mel_fs_open(new, O_RDWR + O_CREAT + O_TRUNC + O_CLOEXEC, ffi.cast("int", 420)) -- 0644
+  if fd < 0 then return failed(new) end
+  local ok = tonumber(C.mel_fs_write(fd, text, #text)) == #text and C.mel_fs_fsync(fd) == 0
+  local _, message = nil, nil
+  if not ok then _, message = failed(new) end
+  C.mel_fs_close(fd)
+  if ok then ok, message = os.rename(new, path) end
+  if not ok then
+    os.remove(new)
+    return nil, message
+  end
+  local folder = C.mel_fs_open(path:match "^(.*/)[^/]*$" or ".", O_CLOEXEC)
+  if folder >= 0 then
+    C.mel_fs_fsync(folder)
+    C.mel_fs_close(folder)
+  end
+  return true
+end
+
+function fs.sleep(seconds)
+  local time = ffi.new("int64_t[2]", { math.floor(seconds), math.floor(seconds % 1 * 1e9) })
+  C.mel_fs_nanosleep(time, nil)
+end
+
+-- fs.pid(), fs.cwd(): of this process.
+function fs.pid() return C.mel_fs_getpid() end
+function fs.cwd()
+  local buffer = ffi.new("char[4096]")
+  return C.mel_fs_getcwd(buffer, 4096) ~= nil and ffi.string(buffer) or nil
 end
 
 -- fs.read(path, offset, count): bytes as a string (all by default; fewer at the end of the file).

@@ -259,7 +259,8 @@ function Job:guide(model, opts)
     self.step_cache = made_of_values(require("melies.step_cache").make, p.step_cache, self:plugin_params("step_cache"))
     params.cache = self.step_cache
   end
-  return made_of_values(require("melies.guide").make, p.guide or "cfg", model, params)
+  local predicting = self.work and self.work:recorder(model) or model
+  return made_of_values(require("melies.guide").make, p.guide or "cfg", predicting, params)
 end
 
 -- ---- noise and sampling ----------------------------------------------------------------------------
@@ -275,6 +276,8 @@ function Job:sample(sampler, denoise, x, sigmas, opts)
   opts = opts or {}
   local params = opts.params or (sampler == self.params.sampler and self:plugin_params("sampler")) or {}
   local model = opts.model or self.model
+  local part = self:part(opts.label, model)
+  if part and part.result then return part.result end
   local stage = self:progress(opts.label or "sampling", #sigmas - 1)
   local followers = { unpack(self.followers) }
   if model then
@@ -282,14 +285,17 @@ function Job:sample(sampler, denoise, x, sigmas, opts)
     if self.applied and self.applied.varies then followers[#followers + 1] = self.applied end
   end
   if #followers > 0 then denoise = require("melies.prompt").follow(denoise, sigmas, followers) end
-  return require("melies.sampling").run(sampler, denoise, x, sigmas, {
+  local result = require("melies.sampling").run(sampler, denoise, x, sigmas, {
     params = params, seed = opts.seed or self.seed, stream = opts.stream,
     space = opts.space or (model and model.space) or "flow",
     on_step = function(i, n, now, info)
       stage:step(i)
+      if part then part:preview(info.denoised or now, i, n) end
       if opts.on_step then opts.on_step(i, n, now, info) end
     end,
   })
+  if part then part:finish(result) end
+  return result
 end
 
 -- Frames of a latent, with a progress bar.
@@ -395,7 +401,7 @@ end
 function Job:metadata()
   local json = require "melies.json"
   local params = plain(self.params)
-  for _, name in ipairs { "output", "latents", "save_latents", "reuse" } do params[name] = nil end
+  for _, name in ipairs { "output", "latents", "save_latents", "reuse", "job", "fresh" } do params[name] = nil end
   return {
     melies_recipe = self.recipe.name,
     melies_params = json.encode(params),
@@ -475,6 +481,46 @@ local function load_latent(job, path)
   job.film_latent, job.seed = latent, tonumber(job.params.seed) or job.seed
 end
 
+-- The hash of each part's files, its configuration and the LoRAs; nil where the files cannot be named.
+local function model_identity(job, model)
+  local cache, fields = require "melies.cache", { loras = {} }
+  for i, lora in ipairs(job.loras) do fields.loras[i] = { cache.identity(lora.file), lora.strength } end
+  local parts = { "dit", "text_encoder", "autoencoder", model.sources and model.sources.image_encoder and "image_encoder" }
+  for _, part in ipairs(parts) do
+    for i, weights in ipairs(model.sources and require("melies.budget").files(model.sources[part].weights) or { false }) do
+      local files = weights and weights:files()
+      if not files then return nil end
+      fields[part .. i] = cache.identity(files)
+    end
+    fields["config_" .. part] = model.config[part]
+  end
+  return fields
+end
+
+-- The job's next part in its folder, nil where it has none. What the bits depend on is compared with what is there.
+function Job:part(label, model)
+  local work = self.work
+  if not work then return nil end
+  if not work.bound then
+    local fields = model and model_identity(self, model) or {}
+    fields.compute = model and model.dit and model.dit.dtype
+    for name, spec in pairs(recipe.params(self.recipe)) do
+      local value = self.params[name]
+      if type(value) == "string" then
+        if spec[1] == "image" or spec[1] == "video" or (spec[1] == "file" and name ~= "latents") then
+          fields["file_" .. name] = require("melies.cache").identity(value)
+        elseif spec[1] == "sampler" or spec[1] == "schedule" or spec[1] == "guide" then
+          local entry = require("melies.registry").find(spec[1], value)
+          fields["plugin_" .. name] = entry and entry.path and require("melies.cache").identity(entry.path)
+        end
+      end
+    end
+    self:check(work:bind(fields))
+    work.bound = true
+  end
+  return work:part(label)
+end
+
 -- Everything that the latent depends on, or nil where that cannot be said: a plugin given as a table.
 local function latent_key(job, model, disk)
   local cache, registry = require "melies.cache", require "melies.registry"
@@ -489,18 +535,10 @@ local function latent_key(job, model, disk)
     end
     if not after_sampling[key] then fields[key] = value end
   end
-  local loras = {}
-  for i, lora in ipairs(job.loras) do loras[i] = { cache.identity(lora.file), lora.strength } end
-  fields.lora, fields.loras = nil, loras
-  local parts = { "dit", "text_encoder", "autoencoder", model.sources and model.sources.image_encoder and "image_encoder" }
-  for _, part in ipairs(parts) do
-    for i, weights in ipairs(model.sources and require("melies.budget").files(model.sources[part].weights) or { false }) do
-      local files = weights and weights:files()
-      if not files then return nil end
-      fields[part .. i] = cache.identity(files)
-    end
-    fields["config_" .. part] = model.config[part]
-  end
+  local identity = model_identity(job, model)
+  if not identity then return nil end
+  fields.lora = nil
+  for name, value in pairs(identity) do fields[name] = value end
   local ok, key = pcall(disk.key, disk, "latent", fields)
   return ok and key or nil
 end
@@ -534,7 +572,7 @@ function M.new(plugin, values, opts)
   local params = {}
   for key, value in pairs(values) do params[key] = value end
   local job = setmetatable({
-    recipe = plugin, params = params, opts = opts, notices = {}, writers = {},
+    recipe = plugin, params = params, opts = opts, given = values, kept = params.job ~= nil, notices = {}, writers = {},
     followers = {}, loras = { unpack(values.lora or {}) },
     seed = opts.seed or params.seed or 0,
     output = opts.output or params.output,
@@ -542,6 +580,29 @@ function M.new(plugin, values, opts)
   }, Job)
   params.seed = job.seed
   return job
+end
+
+-- The folder that keeps the job while it is unfinished: --job, or beside the output where the program runs it.
+function Job:open_work()
+  local p, durable = self.params, require "melies.durable"
+  local folder = p.job or (self.opts.keep == false and self.output and self.output .. ".job")
+  local fresh = p.fresh
+  if not recipe.params(self.recipe).job then return end
+  p.job, p.fresh = nil, nil
+  if not folder or self.film_latent then return end
+  if self.opts.worker then
+    self.work = self:check(durable.join(folder))
+    return
+  end
+  local values = {}
+  for name, value in pairs(self.given) do values[name] = value end
+  values.seed, values.output = self.seed, self.output
+  local work, message, busy = durable.open(folder, { recipe = self.recipe.path or self.recipe.name, values = values },
+    { fresh = fresh })
+  if not work and not self.kept and not busy and not require("melies.fs").stat(folder) then return end -- cannot be written
+  self.work = self:check(work, message)
+  if self.output then durable.remove_partials(self.output) end
+  if not work.begun then self:notice("going on with the job in %s", folder) end
 end
 
 -- Called by the runner before the recipe's own function.
@@ -554,6 +615,7 @@ function Job:begin()
     lib.C.mel_weights_writer_free(box[0])
   end
   if self.output then check_output(self.output, { quality = p.quality, bitrate = p.bitrate, codec = p.codec }) end
+  self:open_work()
 end
 
 -- Called by the runner: ends bars, drops unfinished writers, frees what the job made but for `result`.
@@ -562,8 +624,13 @@ function Job:finish(ok)
   for _, writer in ipairs(self.writers) do
     if not ok and writer.abort then writer:abort() end
   end
+  if self.work then
+    if self.opts.worker then self.work:close()
+    elseif ok then self.work:finish(self.kept)
+    else self.work:abandon() end
+  end
   if self.limit_before then lib.C.mel_mem_set_limit(self.limit_before) end
-  self.model, self.writers, self.film_latent, self.streamed = nil, {}, nil, nil
+  self.model, self.writers, self.film_latent, self.streamed, self.work = nil, {}, nil, nil, nil
   collectgarbage()
   collectgarbage()
 end

@@ -242,6 +242,8 @@ function M.generation(own)
     wildcards = { "string", help = "folder of NAME.txt, for __NAME__ in a prompt" },
     latents = { "file", help = "decode this latent, with the parameters it was made with; nothing is sampled" },
     save_latents = { "string", help = "a file for the latent, before it is decoded" },
+    job = { "string", help = "folder that keeps the unfinished job (default: OUTPUT.job)" },
+    fresh = { "boolean", default = false, help = "begin anew where the job's folder holds an unfinished one" },
     reuse = { "boolean", default = false, help = "take the latent of the same job from the cache, or keep it there" },
     quality = { "number", min = 1, max = 100, help = "quality of the output file; each format has its own default" },
     bitrate = { "integer", min = 1000, max = 1e9, help = "bits a second of the output, in place of quality" },
