@@ -29,10 +29,10 @@ function M.refusal(model, images)
     return ("%s has no input for a last image"):format(model.name)
   end
   if net.image and net.image.position and not images.last then
-    return ("%s goes from a first image to a last one: give --last_image FILE"):format(model.name)
+    return ("%s goes from a first image to a last one: give --last-image FILE"):format(model.name)
   end
   if net.image and not model.sources.image_encoder then
-    return ("%s reads its image through an image encoder: give --image_encoder FILE"):format(model.name)
+    return ("%s reads its image through an image encoder: give --image-encoder FILE"):format(model.name)
   end
 end
 

@@ -245,6 +245,10 @@ end
 -- denoise(x, sigma) of p.guide, p.guidance and --guide.* over the texts of opts: text=, negative=; condition= is what
 -- job:conditions gave.
 function Job:guide(model, opts)
+  if model.causal and not self.told_causal then
+    self.told_causal = true
+    self:notice("%s was made to run block by block, as text_to_video does; here it sees all frames at once", model.name)
+  end
   self:apply_loras(model)
   local p = self.params
   local params = self:plugin_params("guide")

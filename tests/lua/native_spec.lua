@@ -60,7 +60,7 @@ end)
 t.test("what an I2V model lacks is said first", function()
   refused("text_to_video", { model = i2v }, "begins its films with an image")
   local bare = make("i2v_bare", { "wan2.1-i2v-14b-tiny", unpack(text_parts) })
-  refused("image_to_video", { model = bare, image = one }, "give --image_encoder FILE")
+  refused("image_to_video", { model = bare, image = one }, "give --image-encoder FILE")
   film("image_to_video", { model = bare, image = one, image_encoder = i2v .. "/clip-vision-tiny.safetensors" })
   local model = assert(pipeline.load(i2v))
   local c, message = model:conditions { first = T.zeros { 1, 32, 64, 3 }, shape = { 16, 2, 8, 8 } }
@@ -72,7 +72,7 @@ t.test("FLF2V: first and last image", function()
   local flf = make("flf2v", { "wan2.1-flf2v-14b-tiny", "clip-vision-tiny", unpack(text_parts) })
   local model = assert(pipeline.load(flf))
   t.eq(model.defaults.shift, 16)
-  refused("image_to_video", { model = flf, image = one }, "give --last_image FILE")
+  refused("image_to_video", { model = flf, image = one }, "give --last-image FILE")
   local a = film("image_to_video", { model = flf, image = one, last_image = two })
   local b = film("image_to_video", { model = flf, image = one, last_image = one })
   t.ok((a - b):norm() > 1e-3 * a:norm())
@@ -102,6 +102,9 @@ t.test("TI2V-5B: with and without a first frame", function()
   refused("image_to_video", { model = folder, image = one, last_image = two }, "no input for a last image")
   local tiny = make("taew22", { "taew2_2-tiny" })
   t.eq(film("text_to_video", { model = folder, vae = tiny }):shape_text(), "[5, 64, 64, 3]")
+  film("image_to_video", { model = folder, vae = tiny, image = one })
+  local super = os.getenv "MELIES_ROOT" .. "/tests/golden/taehv_super.weights.safetensors"
+  t.eq(film("text_to_video", { model = folder, vae = super }):shape_text(), "[5, 64, 64, 3]")
 end)
 
 -- ---- the two experts -----------------------------------------------------------------------------------
@@ -231,6 +234,12 @@ t.test("LTX-Video 0.9: a decoder without a timestep", function()
   film("text_to_video", { model = folder, frames = 9 })
 end)
 
+t.test("tiny autoencoders in place of Wan's, for text and image to video", function()
+  local tiny = make("taew21", { "taew2_1-tiny" })
+  t.eq(film("text_to_video", { model = t2v, vae = tiny }):shape_text(), "[5, 64, 64, 3]")
+  film("image_to_video", { model = i2v, image = one, vae = tiny })
+end)
+
 -- ---- lengths -------------------------------------------------------------------------------------------
 
 t.test("a length off the grid is rounded, or refused", function()
@@ -240,6 +249,7 @@ t.test("a length off the grid is rounded, or refused", function()
     { notice = function(text) notices[#notices + 1] = text end })
   t.eq(frames.shape[1], 5)
   t.ok(table.concat(notices, "\n"):find("6 frames are rounded to 5", 1, true))
+  refused("text_to_video", { model = model, width = 72 }, "the nearest is 80x64")
   refused("text_to_video", { model = model, frames = 6, strict = true }, "1 + 4k frames; the nearest is 5")
 end)
 
