@@ -190,13 +190,26 @@ mel_status mel_linear_create_from(
     mel_linear *layer = NULL;
     mel_status s = new_layer(source, bias, compute, &layer, err);
     if (!s && layer->compute == MEL_S8)
-        s = mel_s8_create(source, &layer->s8, err);
+        s = mel_s8_create(source, NULL, &layer->s8, err);
     else if (!s)
         s = pack(layer, source, &layer->packed, &layer->desc, err);
     if (s)
         mel_linear_free(layer);
     else
         *out = layer;
+    return s;
+}
+
+mel_status mel_linear_create_smooth(
+    mel_source *source, const mel_tensor *bias, const mel_tensor *smooth, mel_linear **out, mel_error *err) {
+    mel_linear *layer = NULL;
+    mel_tensor *vector = NULL;
+    mel_status s = new_layer(source, bias, MEL_S8, &layer, err);
+    if (!s) s = mel_vector(smooth, layer->k, "linear", "smooth", &vector, err);
+    if (!s) s = mel_s8_create(source, vector ? (const float *)(const void *)vector->data : NULL, &layer->s8, err);
+    mel_tensor_unref(vector);
+    if (s) mel_linear_free(layer);
+    else *out = layer;
     return s;
 }
 

@@ -17,6 +17,7 @@ struct linear_s8 {
     int64_t n, k, n_padded, k_padded;
     int8_t *panels;
     float *scales; // [n_padded]
+    float *divide; // [k]: 1 / smooth, or NULL
     int32_t *sums; // [n_padded]: of the quantised weights of an output channel
 };
 
@@ -33,6 +34,7 @@ void mel_s8_free(linear_s8 *layer) {
     mel_free(layer->panels);
     mel_free(layer->scales);
     mel_free(layer->sums);
+    mel_free(layer->divide);
     mel_free(layer);
 }
 
@@ -53,7 +55,7 @@ static void pack_row(linear_s8 *layer, int64_t row, const float *w, int64_t from
     layer->sums[row] += sum;
 }
 
-mel_status mel_s8_create(const mel_source *source, linear_s8 **out, mel_error *err) {
+mel_status mel_s8_create(const mel_source *source, const float *smooth, linear_s8 **out, mel_error *err) {
     linear_s8 *l = mel_alloc_zero(sizeof *l, err);
     if (!l) return MEL_ENOMEM;
     l->n = source->rows;
@@ -64,6 +66,15 @@ mel_status mel_s8_create(const mel_source *source, linear_s8 **out, mel_error *e
     l->scales = l->panels ? mel_alloc_zero((size_t)l->n_padded * 4, err) : NULL;
     l->sums = l->scales ? mel_alloc_zero((size_t)l->n_padded * 4, err) : NULL;
     mel_status status = l->sums ? MEL_OK : MEL_ENOMEM;
+    if (smooth && !status) {
+        l->divide = mel_alloc((size_t)l->k * 4, err);
+        if (!l->divide) status = MEL_ENOMEM;
+        for (int64_t i = 0; i < l->k && !status; i++) {
+            if (!(smooth[i] > 0) || !isfinite(smooth[i]))
+                status = mel_fail(err, MEL_EINVAL, "linear: smoothing value %lld is %g", (long long)i + 1, (double)smooth[i]);
+            l->divide[i] = 1.0f / smooth[i];
+        }
+    }
     mel_error first = {0};
 #pragma omp parallel for schedule(static) num_threads(mel_threads()) if (status == MEL_OK)
     for (int64_t at = 0; at < l->n; at += S8_PANEL) {
@@ -73,8 +84,9 @@ mel_status mel_s8_create(const mel_source *source, linear_s8 **out, mel_error *e
         float *rows = mel_alloc((size_t)(count * l->k) * 4, &e);
         mel_status s = rows ? mel_source_read(source, at, count, MEL_F32, rows, &e) : MEL_ENOMEM;
         for (int64_t r = 0; r < count && !s; r++) {
-            const float *w = rows + r * l->k;
+            float *w = rows + r * l->k;
             float top = 0;
+            if (smooth) mel_rows()->binary(K_MUL, w, 1, smooth, 1, w, l->k);
             for (int64_t t = 0; t < l->k; t++) {
                 if (!isfinite(w[t]))
                     s = mel_fail(&e, MEL_EINVAL, "linear: weight row %lld is not finite", (long long)(at + r + 1));
@@ -126,6 +138,7 @@ mel_status mel_s8_run(const linear_s8 *l, const mel_tensor *x, int64_t m, const 
 #pragma omp for schedule(static)
             for (int64_t i = 0; i < m; i++) {
                 rows->load((int)x->dtype, x->data + i * l->k * xs, line, l->k);
+                if (l->divide) rows->binary(K_MUL, line, 1, l->divide, 1, line, l->k);
                 scales[i] = k8->quantize(line, l->k, q + i * l->k_padded);
             }
 #pragma omp for schedule(dynamic)

@@ -5,7 +5,8 @@
 #include "ops/ops.h"
 
 typedef struct linear_s8 linear_s8;
-mel_status mel_s8_create(const mel_source *source, linear_s8 **out, mel_error *err);
+// smooth: columns values > 0 or NULL; weights are multiplied and activations divided by them before they are rounded.
+mel_status mel_s8_create(const mel_source *source, const float *smooth, linear_s8 **out, mel_error *err);
 void mel_s8_free(linear_s8 *layer); // NULL is fine
 int64_t mel_s8_bytes(const linear_s8 *layer);
 // y [m, n] = act(x W^T + bias) from dense float rows x [m, k].

@@ -29,11 +29,13 @@ Reader.__index = Reader
 
 -- A reader of the tensors of one model. options.anchor: a tensor that every file of this model has; what stands before
 -- it in the file (such as "model.diffusion_model.") is the prefix of all names, and other names are left alone.
+-- options.quantization: what melies.quantize.read gave, for linears in 8 bits.
 -- options.rename(name): the file's name of a tensor, where a second naming scheme is in use.
 function kit.reader(model, weights, options)
   if weights == nil then error(model .. ": no weights given", 3) end
   options = options or {}
-  local self = setmetatable({ model = model, names = {}, taken = {}, prefix = "", rename = options.rename }, Reader)
+  local self = setmetatable({ model = model, names = {}, taken = {}, prefix = "", rename = options.rename,
+    quantization = options.quantization }, Reader)
   local names, count
   if type(weights) == "table" and not weights.get then
     names, self.source = {}, weights
@@ -107,8 +109,13 @@ function Reader:linear(name, outputs, inputs, options)
     weight = self:take(name .. ".weight", { outputs, inputs })
   end
   local bias = options.bias ~= false and self:take(name .. ".bias", { outputs }) or nil
-  local layer = melies.nn.linear(weight, bias, { compute = options.compute, lazy = options.lazy })
-  layer.adapters = adapters
+  local compute, smooth, q = options.compute, nil, self.quantization
+  if compute == "s8" and q then
+    if q.keep[name] then compute = "bf16" end
+    smooth = q.smooth[name]
+  end
+  local layer = melies.nn.linear(weight, bias, { compute = compute, lazy = options.lazy, smooth = smooth })
+  layer.adapters, layer.name = adapters, name
   return layer
 end
 
@@ -169,8 +176,8 @@ end
 function kit.options(model, options)
   options = options or {}
   for name in pairs(options) do
-    if name ~= "compute" and name ~= "trace" and name ~= "lazy" then
-      error(("%s: unknown option '%s' (there are compute, lazy, trace)"):format(model, tostring(name)), 3)
+    if name ~= "compute" and name ~= "trace" and name ~= "lazy" and name ~= "quantization" then
+      error(("%s: unknown option '%s' (there are compute, lazy, quantization, trace)"):format(model, tostring(name)), 3)
     end
   end
   local compute = options.compute or melies.compute()

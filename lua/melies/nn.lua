@@ -35,8 +35,9 @@ local Linear = { free = free_with(function(h) C.mel_linear_free(h) end) }
 Linear.__index = Linear
 local run_linear = run_with(function(...) return C.mel_linear_run(...) end, "linear")
 -- layer(x [..., K], {act=, dtype=}) -> [..., N]. layer.adapters: functions of x that give what is added to the product
--- before the activation, float32 [..., N] or [N], or nil for nothing.
+-- before the activation, float32 [..., N] or [N], or nil for nothing. layer:observe(x), where it is set, sees every input.
 function Linear.__call(self, x, options)
+  if self.observe then self:observe(x) end
   local adapters, sum = self.adapters, nil
   for i = 1, adapters and #adapters or 0 do
     local more = adapters[i](x)
@@ -52,9 +53,10 @@ function Linear.__call(self, x, options)
   return sum:to(options.dtype or x.dtype)
 end
 
-local linear_options = { compute = true, lazy = true }
+local linear_options = { compute = true, lazy = true, smooth = true }
 -- nn.linear(weight [N, K], bias [N] or nil, {compute = melies.compute(), lazy = false}). weight: a tensor, or a source
--- (weights:source(name)). lazy: no packed copy is kept; the weight is read where it lies at each call.
+-- (weights:matrix(name)). lazy: no packed copy is kept; the weight is read where it lies at each call. smooth: a vector
+-- [K] for compute "s8" (melies.quantize).
 function nn.linear(weight, bias, options)
   options = options or {}
   lib.check_options("nn.linear", options, linear_options)
@@ -62,13 +64,17 @@ function nn.linear(weight, bias, options)
   local compute = options.compute or require("melies").compute()
   local code, b = tensor.dtype_code(compute), bias and need(bias, "nn.linear") or nil
   local kept
-  if tensor.is(weight) and not options.lazy then
+  local smooth = compute == "s8" and options.smooth or nil
+  if smooth and tensor.is(weight) then weight = nn.source(weight) end
+  if smooth and not options.lazy then
+    check(C.mel_linear_create_smooth(weight.handle, b, need(smooth, "nn.linear"), box, err))
+  elseif tensor.is(weight) and not options.lazy then
     check(C.mel_linear_create(need(weight, "nn.linear"), b, code, box, err))
   else
     local source = tensor.is(weight) and nn.source(weight) or weight
     local create = options.lazy and C.mel_linear_create_lazy or C.mel_linear_create_from
     check(create(source.handle, b, code, box, err))
-    if options.lazy then kept = { source = source, bias = bias, code = code } end
+    if options.lazy then kept = { source = source, bias = bias, code = code, smooth = smooth } end
   end
   local n, k = tonumber(C.mel_linear_outputs(box[0])), tonumber(C.mel_linear_inputs(box[0]))
   return setmetatable({ handle = ffi.gc(box[0], C.mel_linear_free), inputs = k, outputs = n, lazy = options.lazy,
@@ -81,8 +87,10 @@ local function recreate(self, lazy)
   if self.handle == nil then error("linear: this layer was freed", 3) end
   if not self.kept or self.lazy == lazy then return end
   local k, box = self.kept, ffi.new("mel_linear*[1]")
-  local create = lazy and C.mel_linear_create_lazy or C.mel_linear_create_from
-  check(create(k.source.handle, k.bias and k.bias.handle or nil, k.code, box, err), 2)
+  local bias = k.bias and k.bias.handle or nil
+  if lazy then check(C.mel_linear_create_lazy(k.source.handle, bias, k.code, box, err), 2)
+  elseif k.smooth then check(C.mel_linear_create_smooth(k.source.handle, bias, k.smooth.handle, box, err), 2)
+  else check(C.mel_linear_create_from(k.source.handle, bias, k.code, box, err), 2) end
   self:free()
   self.handle, self.lazy = ffi.gc(box[0], C.mel_linear_free), lazy
 end

@@ -5,6 +5,7 @@ local C = lib.C
 local ways = {
   { name = "bf16" },
   { name = "s8", compute = "s8" },
+  { name = "s8, calibrated (melies run quantize)", compute = "s8", calibrated = true },
   { name = "guidance at sigma 0.3..1", interval = { 0.3, 1 } },
   { name = "guidance at sigma 0.5..1", interval = { 0.5, 1 } },
   { name = "guidance at sigma 0.3..0.9", interval = { 0.3, 0.9 } },
@@ -31,7 +32,7 @@ local prompts = {
 local function film(way, prompt, seed, steps)
   local melies = require "melies"
   melies.set_compute(way.compute or "bf16")
-  local model = assert(melies.pipeline.load "starter")
+  local model = assert(melies.pipeline.load("starter", way.calibrated and { quantization = way.calibrated }))
   local text, empty = model:encode(prompt), model:encode ""
   local cache = way.cache and melies.step_cache.make(way.cache[1], way.cache[2])
   local denoise = melies.guide.cfg(model, { text = text, negative = empty, scale = 4, interval = way.interval,
@@ -51,6 +52,13 @@ return function(steps)
   local melies = require "melies"
   steps = steps or 20
   local before = melies.compute()
+  melies.set_compute "bf16"
+  local calibration = os.tmpname()
+  local model = assert(melies.pipeline.load "starter")
+  assert(melies.quantize.write(calibration, assert(melies.quantize.calibrate(model, prompts))))
+  for _, way in ipairs(ways) do
+    if way.calibrated then way.calibrated = calibration end
+  end
   local base = {}
   for i, prompt in ipairs(prompts) do base[i] = { film({ compute = "f32" }, prompt, i, steps) } end
   local plain = {} -- bf16 without anything else: what speed is measured against
@@ -75,5 +83,6 @@ return function(steps)
     print(("%-40s %7.2fx %9.0f%% %10.4f %10.1f"):format(row.name, row.speed, row.left_out * 100, row.error, row.psnr))
   end
   melies.set_compute(before)
+  os.remove(calibration)
   return out
 end

@@ -450,7 +450,7 @@ end
 local function load(weights, config, options)
   config = config or {}
   local compute, trace, matrix_dtype = kit.options(NAME, options)
-  local r = kit.reader(NAME, weights, { anchor = "patch_embedding.weight" })
+  local r = kit.reader(NAME, weights, { anchor = "patch_embedding.weight", quantization = options and options.quantization })
   local function agree(names, found, where) return kit.agree(NAME, config, names, found, where) end
 
   local shape = r:shape("patch_embedding.weight")

@@ -1,0 +1,56 @@
+-- melies-api: 1
+-- Finds how a model is best computed in 8 bits: a few films show what its matrices see; columns are smoothed where that
+-- helps, and matrices that lose too much stay in bf16. The file serves --compute s8 --quantization FILE.
+local melies = require "melies"
+
+local prompts = {
+  "a big red ball rolls to the right over the grass, cartoon style", "a small blue star spins in the night sky, realistic",
+  "a large yellow cube bounces in the desert, 3d render", "a green triangle rises in a white room, cartoon",
+}
+
+return {
+  kind = "recipe", name = "quantize", help = "Calibrates a model for 8 bits: melies run quantize -o FILE.safetensors",
+  params = {
+    model = { "model", default = "starter", help = "a model's name, its folder, or a checkpoint" },
+    text_encoder = { "model", help = "file or folder of the text encoder, in place of the model's" },
+    vae = { "model", help = "file or folder of the autoencoder, in place of the model's" },
+    tokenizer = { "file", help = "spiece.model or tokenizer.json, in place of the model's" },
+    file = { "string", required = true, help = "what is written" },
+    prompts = { "file", help = "a text file with a prompt a line, in place of four built-in ones" },
+    steps = { "integer", default = 6, min = 1, max = 100, help = "steps of each film" },
+    frames = { "integer", from_model = true, min = 1, max = 1000, help = "length of each film" },
+    width = { "integer", from_model = true, min = 8, max = 8192, help = "pixels" },
+    height = { "integer", from_model = true, min = 8, max = 8192, help = "pixels" },
+    threshold = { "number", default = 0.03, min = 0, max = 1, help = "relative error above which a matrix stays in bf16" },
+  },
+  run = function(p, job)
+    if melies.compute() == "s8" then melies.set_compute "bf16" end
+    local model = job:load()
+    local list = prompts
+    if p.prompts then
+      list = {}
+      for line in io.lines(p.prompts) do
+        if line:find "%S" then list[#list + 1] = line end
+      end
+    end
+    local stage
+    local result = job:check(melies.quantize.calibrate(model, list, { steps = p.steps, frames = p.frames, width = p.width,
+      height = p.height, threshold = p.threshold, on_step = function(i, n)
+        job:check_cancel()
+        stage = stage or job:progress("calibrating", n)
+        stage:step(i)
+      end }))
+    local plain, smoothed, kept = 0, 0, 0
+    print(("%-34s %10s %10s %6s"):format("matrix", "8 bits", "smoothed", "alpha"))
+    for _, row in ipairs(result.layers) do
+      plain, smoothed = plain + row.plain / #result.layers, smoothed + row.smoothed / #result.layers
+      kept = kept + (row.kept and 1 or 0)
+      print(("%-34s %9.2f%% %9.2f%% %6s%s"):format(row.name, row.plain * 100, row.smoothed * 100,
+        row.alpha and tostring(row.alpha) or "-", row.kept and "  stays in bf16" or ""))
+    end
+    print(("mean of %d matrices: %.2f%% plain, %.2f%% smoothed; %d stay in bf16"):format(#result.layers, plain * 100,
+      smoothed * 100, kept))
+    job:check(melies.quantize.write(p.file, result, { model = model.name, threshold = p.threshold, steps = p.steps }))
+    return result
+  end,
+}
