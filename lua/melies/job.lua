@@ -194,8 +194,10 @@ end
 
 -- What the model is given beside the texts: p.fps, and first and last image [1, H, W, 3] for a latent of that shape.
 function Job:conditions(model, shape, first, last)
-  if first then self:progress("looking at the image", 1) end
-  return self:check(model:conditions { first = first, last = last, shape = shape, fps = self.params.fps })
+  local stage = first and self:progress("looking at the image", 1)
+  local condition = self:check(model:conditions { first = first, last = last, shape = shape, fps = self.params.fps })
+  if stage then stage:step(1) end
+  return condition
 end
 
 -- { text =, negative = } of p.prompt and p.negative, for guides.

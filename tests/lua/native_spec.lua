@@ -179,6 +179,29 @@ t.test("Self-Forcing: block by block, written as blocks are finished", function(
   refused("text_to_video", { model = folder, prompt = "a [ball:cube:0.5]" }, "block by block")
 end)
 
+t.test("Self-Forcing where decoder and transformer do not fit side by side: sampled, then decoded in tiles", function()
+  local folder, budget = root .. "/self_forcing", require "melies.budget"
+  local function latent_and_labels(limit)
+    pipeline.forget()
+    budget.set(limit)
+    local labels, latents = {}, root .. "/limited.safetensors"
+    local frames, message = melies.run("text_to_video", { model = folder, prompt = "a ball", width = 256, height = 256,
+      frames = 9, steps = 1, save_latents = latents }, { progress = function(o)
+      labels[#labels + 1] = o.label
+      return { step = function() end, finish = function() end }
+    end })
+    budget.set(nil)
+    t.ok(frames, message)
+    t.eq(frames:shape_text(), "[9, 256, 256, 3]")
+    return assert(melies.weights.open(latents)):get "latent":clone(), table.concat(labels, "|")
+  end
+  local all, one_go = latent_and_labels(nil)
+  local limited, apart = latent_and_labels(40 * 2 ^ 20)
+  t.ok(one_go:find("sampling and decoding", 1, true), one_go)
+  t.ok(apart:find("sampling|decoding", 1, true), apart)
+  t.close(limited, all, 1e-2, 1e-2)
+end)
+
 t.test("few steps without a cache: the schedule fewstep and the sampler lcm", function()
   film("text_to_video", { model = t2v, steps = 4, sampler = "lcm", schedule = "fewstep", shift = 5, guidance = 1 })
 end)
