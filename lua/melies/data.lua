@@ -41,7 +41,9 @@ local spec = {
   uncaptioned = { "boolean", false, nil, nil, "keep clips without a caption" },
 }
 local settings_names = {}
-for name in pairs(spec) do settings_names[#settings_names + 1] = name end
+for name in pairs(spec) do
+  if name ~= "uncaptioned" then settings_names[#settings_names + 1] = name end
+end
 local others = { captions = true, caption_command = true, names = true, licence = true, progress = true }
 
 local function checked(options)
@@ -231,6 +233,7 @@ function Run:asked(clip)
   if not ok then return nil, message end
   local caption, why = self.source:ask(path)
   os.remove(path)
+  if lib.C.mel_canceled() then lib.raise(lib.ECANCELED) end
   return caption, why
 end
 
@@ -457,7 +460,13 @@ function data.ingest(folder, out, options)
   local raised, ok, why = pcall(run_all, self, films)
   if not raised and self.film and not target.known[self.film.hash] then target:forget(self.film.hash) end
   local flushed, trouble = true, nil
-  if not raised or ok then flushed, trouble = target:flush() end -- also what was done before an interrupt
+  if not raised or ok then -- also what was done before an interrupt, which must not stop the writing of it
+    local canceled = lib.C.mel_canceled()
+    lib.C.mel_cancel_clear()
+    local written, result, why_not = pcall(target.flush, target)
+    flushed, trouble = written and result, written and why_not or result
+    if canceled then lib.C.mel_cancel() end
+  end
   target:close()
   if not raised then error(ok, 0) end
   if not ok or not flushed then return nil, why or trouble end

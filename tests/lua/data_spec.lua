@@ -147,14 +147,15 @@ t.test("again: known films are passed over, under other names too; new ones are 
   os.rename(films .. "/a.mp4", films .. "/z.mp4")
   local options = { width = 64, height = 48 }
   local report = t.ok(data.ingest(films, out, options))
-  t.eq(report.films, 0)
-  t.eq(report.known, 10)
+  t.eq(report.films, 1, "the film that had no caption is looked at again")
+  t.eq(report.known, 9)
   t.eq(read(out .. "/index.jsonl"), before)
+  write(films .. "/silent.txt", "a forest")
   film(films .. "/new.mp4", shot(11, "desert"))
   write(films .. "/new.txt", "new")
   report = t.ok(data.ingest(films, out, options))
-  t.eq(report.clips, 1)
-  t.eq(t.ok(data.open(out)).count, 5)
+  t.eq(report.clips, 2)
+  t.eq(t.ok(data.open(out)).count, 6)
   -- A run that was killed: a line cut off, clips of a film that is not done, a shard of nobody.
   local sources = read(out .. "/sources.jsonl")
   local lines = {}
@@ -162,11 +163,11 @@ t.test("again: known films are passed over, under other names too; new ones are 
   local last = table.remove(lines)
   write(out .. "/sources.jsonl", table.concat(lines, "\n") .. "\n" .. last:sub(1, 20))
   write(out .. "/shards/clips-00099.safetensors", "half")
-  t.eq(t.ok(data.open(out)).count, 4)
+  t.eq(t.ok(data.open(out)).count, 5)
   report = t.ok(data.ingest(films, out, options))
   t.eq(report.films, 1)
-  t.eq(t.ok(data.open(out)).count, 5)
-  t.ok(t.ok(data.open(out)):get(5))
+  t.eq(t.ok(data.open(out)).count, 6)
+  t.ok(t.ok(data.open(out)):get(6))
   t.ok(not melies.fs.stat(out .. "/shards/clips-00099.safetensors"))
   -- other settings
   local nothing, message = data.ingest(films, out, { width = 64, height = 48, fps = 4 })
@@ -189,10 +190,39 @@ t.test("captions from a list, and from a command", function()
   t.eq(set.clips[2].caption, "told of")
   for _, name in ipairs(melies.fs.list(from .. "/out")) do t.ok(not name:find "^caption", name) end
   local nothing, message = data.ingest(from, from .. "/out2", { caption_command = "exit 3 #" })
-  t.ok(not nothing and message:find("ended with", 1, true), message)
+  t.ok(not nothing and message:find("ended with 3", 1, true), message)
+  -- nothing is there yet: other settings are no trouble
+  t.eq(t.ok(data.ingest(from, from .. "/out2", { width = 32, uncaptioned = true })).clips, 2)
   write(from .. "/list.jsonl", '{"file": "x.mp4"\n')
   nothing, message = data.ingest(from, from .. "/out3", { captions = from .. "/list.jsonl" })
   t.ok(not nothing and message:find("list.jsonl:1", 1, true), message)
+end)
+
+t.test("an interrupt keeps the films that were done, and the next run goes on", function()
+  local from = t.folder()
+  for i = 1, 3 do film(("%s/%d.mp4"):format(from, i), shot(60 + i, "meadow", 17)) end
+  local lib, ask = require "melies.ffi.lib", nil
+  local captions = require "melies.data.captions"
+  local open = captions.open
+  local asked = 0
+  captions.open = function(...)
+    local source = open(...)
+    ask = source.ask
+    source.ask = function(self, path)
+      asked = asked + 1
+      if asked == 2 then lib.C.mel_cancel() end
+      return ask(self, path)
+    end
+    return source
+  end
+  local ok, message = pcall(data.ingest, from, from .. "/out", { caption_command = "echo told #", duplicates = -1 })
+  lib.C.mel_cancel_clear()
+  captions.open = open
+  t.ok(not ok and type(message) == "table" and message.canceled, tostring(message))
+  t.eq(t.ok(data.open(from .. "/out")).count, 1)
+  for _, name in ipairs(melies.fs.list(from .. "/out")) do t.ok(not name:find "^caption", name) end
+  local report = t.ok(data.ingest(from, from .. "/out", { caption_command = "echo told #", duplicates = -1 }))
+  t.eq(report.films .. " " .. report.known .. " " .. report.total, "2 1 3")
 end)
 
 t.test("latents of a model", function()

@@ -114,9 +114,9 @@ function Source:ask(path)
   local command = self.command
   if command:find("{}", 1, true) then command = command:gsub("{}", function() return quoted end)
   else command = command .. " " .. quoted end
-  local pipe, message = io.popen(command .. " ; echo \"MELIES-STATUS $?\"", "r")
+  local pipe, message = io.popen("(\n" .. command .. "\n)\necho \"MELIES-STATUS $?\"", "r")
   if not pipe then return nil, message end
-  local text = pipe:read "*a"
+  local text = pipe:read "*a" or "" -- an interrupt ends the reading
   pipe:close()
   local output, status = text:match "^(.*)MELIES%-STATUS (%d+)%s*$"
   if status ~= "0" then

@@ -86,19 +86,27 @@ function store.open(folder, settings)
   local old = fs.stat(path) and json.read(path)
   if old then
     local differs = difference(old, settings)
-    if differs then
+    if differs and #read_lines(folder .. "/index.jsonl") == 0 then -- nothing is there that would not fit
+      for _, name in ipairs { "sources.jsonl", "settings.json" } do os.remove(folder .. "/" .. name) end
+      old = nil
+    elseif differs then
       release()
       return nil, ("%s: was made with other settings (%s); use these, or another folder"):format(folder, differs)
     end
-  else
+  end
+  if not old then
     ok, message = json.write(path, settings, { indent = 2 })
     if not ok then
       release()
       return nil, message
     end
   end
-  self.sources = read_lines(folder .. "/sources.jsonl")
-  for _, s in ipairs(self.sources) do self.known[s.hash] = s end
+  for _, s in ipairs(read_lines(folder .. "/sources.jsonl")) do
+    -- A film of which nothing was kept for want of a caption is looked at again: it may have one now.
+    if s.clips > 0 or not (s.dropped and s.dropped["no caption"]) then
+      self.sources[#self.sources + 1], self.known[s.hash] = s, s
+    end
+  end
   local all, used, last = read_lines(folder .. "/index.jsonl"), {}, 0
   for _, clip in ipairs(all) do
     if self.known[clip.source] and fs.stat(folder .. "/shards/" .. clip.shard) then
