@@ -324,4 +324,79 @@ function check.gate(render, checks, options)
   return best_frames, outcome
 end
 
+local repair_options = { seeds = true, film = true }
+for key in pairs(gate_options) do repair_options[key] = true end
+
+-- check.repair(shots, render, checks, {seeds = { per shot }, film = checks of the whole, tries = 3, say=, fps=, ...}): a film
+-- of whose shots only those that fail are made again. shots: clips or lists of frames; render(shot, seed, attempt) makes one
+-- anew. Every shot goes through the gate by itself, what is there being its first attempt. Then the checks named in `film`
+-- (such as "shot_likeness") look at the whole, and the shots they point at are tried with further seeds; a new one stays
+-- where the whole gets better. Returns the shots, and { passed =, shots = the gate's outcomes (made_again = how often),
+-- film = the report of the whole, said = { lines } }. nil and a message where a rendering fails.
+function check.repair(shots, render, checks, options)
+  options = options or {}
+  lib.check_options("check.repair", options, repair_options)
+  local result, outcome = {}, { shots = {}, said = {}, passed = true }
+  local tries = options.tries or 3
+  local function say(line)
+    outcome.said[#outcome.said + 1] = line
+    if options.say then options.say(line) elseif options.say == nil then log.say("melies: %s", line) end
+  end
+  local measure = {}
+  for key, value in pairs(options) do
+    if run_options[key] then measure[key] = value end
+  end
+  for i, shot in ipairs(shots) do
+    local given = { tries = tries, seed = options.seeds and options.seeds[i] or 0, cuts = false }
+    for key, value in pairs(measure) do given[key] = given[key] == nil and value or given[key] end
+    given.say = function(line) say(("shot %d: %s"):format(i, line)) end
+    local again = 0
+    local frames, one = check.gate(function(seed, attempt)
+      if attempt == 1 then return shot end
+      again = again + 1
+      return render(i, seed, attempt)
+    end, checks, given)
+    if not frames then return nil, one end
+    one.made_again = again
+    result[i], outcome.shots[i] = frames, one
+    outcome.passed = outcome.passed and one.passed
+  end
+  if not options.film then return result, outcome end
+
+  local function look(list)
+    local at, starts = 0, {}
+    for i, shot in ipairs(list) do
+      if i > 1 then starts[#starts + 1] = at + 1 end
+      for _ in pass.stream(shot) do at = at + 1 end
+    end
+    measure.cuts = starts
+    return check.run(pass.join(list, "cut", { fps = options.fps or 24 }), options.film, measure)
+  end
+  local report, message = look(result)
+  if not report then return nil, message end
+  for attempt = 2, tries do
+    if report.passed then break end
+    local failing = check.failing_shots(report)
+    say(("the whole fails: %s (shots %s)"):format(table.concat(report.failed, ", "), table.concat(failing, ", ")))
+    for _, i in ipairs(failing) do
+      local one = outcome.shots[i]
+      one.latest = (one.latest or one.attempts[#one.attempts].seed) + 1
+      local frames
+      frames, message = render(i, one.latest, attempt)
+      if not frames then return nil, message end
+      one.made_again = one.made_again + 1
+      local other = { unpack(result) }
+      other[i] = frames
+      local after = look(other)
+      local better = after and badness(after) < badness(report)
+      say(("shot %d with seed %d: the whole gets %s"):format(i, one.latest, better and "better" or "no better; dropped"))
+      if better then result, report, one.seed = other, after, one.latest end
+      if report.passed then break end
+    end
+  end
+  outcome.film = report
+  outcome.passed = outcome.passed and report.passed
+  return result, outcome
+end
+
 return check

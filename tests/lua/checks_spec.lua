@@ -192,6 +192,36 @@ t.test("the gate asks for another seed, tries the remedy, keeps the best, and sa
   t.eq(message, "no memory")
 end)
 
+t.test("of a film only the shots that fail are made again", function()
+  local function shot(look, x) return clips.film(8, function(i) return { look = look, x = x + 0.5 * i } end) end
+  local bad = shot(1, 20)
+  bad[4] = T.zeros { 96, 128, 3 }
+  local calls = {}
+  local shots, outcome = check.repair({ shot(1, 0), bad, shot(1, 40) }, function(i, seed)
+    calls[#calls + 1] = i .. ":" .. seed
+    return shot(1, 20)
+  end, { "black_frames", "broken_frames" }, { seeds = { 5, 6, 7 }, tries = 3, say = false, film = { "shot_likeness" } })
+  t.eq(table.concat(calls, " "), "2:7")
+  t.ok(outcome.passed and outcome.film.passed)
+  t.eq(outcome.shots[2].made_again, 1)
+  t.eq(outcome.shots[1].made_again, 0)
+  t.ok(outcome.said[2]:find("shot 2: attempt 1 of 3 (seed 6) fails: black_frames", 1, true), outcome.said[2])
+  t.eq(#shots[2], 8)
+  -- A shot that is sound but belongs to another film.
+  calls = {}
+  shots, outcome = check.repair({ shot(1, 0), shot(2, 0), shot(1, 40) }, function(i, seed)
+    calls[#calls + 1] = i .. ":" .. seed
+    return shot(seed == 2 and 1 or 2, 30)
+  end, { "black_frames" }, { tries = 4, say = false, film = { { "shot_likeness", threshold = 0.75 } } })
+  t.eq(table.concat(calls, " "), "2:1 2:2")
+  t.ok(outcome.passed, table.concat(outcome.said, "; "))
+  t.eq(outcome.shots[2].seed, 2)
+  t.eq(#shots, 3)
+  local none, message = check.repair({ bad }, function() return nil, "no power" end, { "black_frames" }, { say = false })
+  t.eq(none, nil)
+  t.eq(message, "no power")
+end)
+
 t.test("passes make the measures better", function()
   local flicker = clips.flickering(rolling, 0.1)
   local calm = melies.pass.apply(flicker, { "deflicker" }, { fps = 24 })

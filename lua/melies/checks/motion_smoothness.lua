@@ -1,7 +1,7 @@
 -- melies-api: 1
 -- How well a frame is foretold by its neighbours: 1 is perfectly smooth.
--- (255 - mean |f_t - between(f_t-1, f_t+1)|) / 255, where between is the motion-compensated frame half way; the mean over all
--- frames with both neighbours in their shot. One frame below `worst` fails too: a jump in a smooth film.
+-- (255 - mean |f_t - between(f_t-1, f_t+1)|) / 255, where between is the motion-compensated frame half way; the mean over every
+-- second frame with both neighbours in its shot. One frame below `worst` fails too: a jump in a smooth film.
 local melies = require "melies"
 
 return {
@@ -12,10 +12,11 @@ return {
   },
   new = function(p)
     local series, self = melies.check.series(), {}
-    local before, middle
+    local before, middle, odd
     function self.push(_, here)
-      if here.cut then before, middle = nil, nil end
-      if before and middle then
+      if here.cut then before, middle, odd = nil, nil, false end
+      odd = not odd
+      if before and middle and odd then
         local made = melies.video.between(before.frame, here.frame, 0.5)
         series:add(middle, 1 - (made - middle.frame):abs():mean())
       end
