@@ -18,16 +18,18 @@ return {
     local shape = job:shape(model)
     job:encode_ahead(model, { p.prompt, p.second })
     local negative = job:encode(model, p.negative, { negative = true })
-    local base, films, anchor = job:noise(shape), {}, nil
+    local base, films = job:noise(shape), {}
     for i, prompt in ipairs { p.prompt, p.second } do
       -- The squares of the two weights add up to 1: the mix is standard normal again.
       local noise = melies.tensor.lincomb { math.sqrt(p.shared), base, math.sqrt(1 - p.shared), job:noise(shape, i) }
-      local denoise = job:guide(model, { text = job:encode(model, prompt), negative = negative })
-      if anchor then denoise = melies.consistency.hold_first(denoise, model, anchor, noise) end
-      local latent = job:sample(p.sampler, denoise, noise, job:sigmas(model), { label = "shot " .. i, stream = i })
-      if anchor then latent = melies.consistency.set_first(latent, anchor) end
+      local texts, opts = { text = job:encode(model, prompt), negative = negative }, { label = "shot " .. i, stream = i }
+      local latent
+      if i == 2 and p.link then
+        latent = job:sample_from_image(model, texts, noise, films[1]:slice(1, -1), opts)
+      else
+        latent = job:sample(p.sampler, job:guide(model, texts), noise, job:sigmas(model), opts)
+      end
       films[i] = job:decode(model, latent)
-      anchor = p.link and model:encode_video(films[i]:slice(1, -1)) or nil
     end
     -- The second shot's first frame is the first shot's last: it is shown once.
     if p.link and films[2].shape[1] > 1 then films[2] = films[2]:slice(1, 2) end

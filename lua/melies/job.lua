@@ -304,6 +304,22 @@ function Job:sample(sampler, denoise, x, sigmas, opts)
   return result
 end
 
+-- The latent of a film that begins with an image [1, H, W, 3]: given to a model with an input for it (texts.condition),
+-- else held by the sampler (melies.consistency). opts: last= (image), label=, stream= as in job:sample.
+function Job:sample_from_image(model, texts, noise, image, opts)
+  local p, consistency, known = self.params, require "melies.consistency", nil
+  opts = opts or {}
+  if model.image_input then
+    texts.condition = self:conditions(model, noise.shape, image, opts.last)
+  else
+    known = model:encode_video(image)
+  end
+  local denoise = self:guide(model, texts)
+  if known then denoise = consistency.hold_first(denoise, model, known, noise) end
+  local latent = self:sample(p.sampler, denoise, noise, self:sigmas(model), { label = opts.label, stream = opts.stream })
+  return known and consistency.set_first(latent, known) or latent
+end
+
 -- Frames of a latent, with a progress bar.
 function Job:decode(model, latent)
   local stage, parts = self:progress("decoding", latent.shape[2]), {}
@@ -360,7 +376,10 @@ function Job:stream(model, texts, noise, sigmas)
     recipe.fail(("%s makes its frames block by block: prompts and LoRAs that change from step to step, and AND, are not "
       .. "for it"):format(model.name))
   end
-  if p.guidance ~= 1 then self:notice("%s takes no guidance: it is left out", model.name) end
+  for name, idle in pairs { guidance = p.guidance ~= 1, step_cache = p.step_cache ~= nil,
+    sampler = p.sampler ~= model.defaults.sampler } do
+    if idle then self:notice("%s makes its frames block by block: --%s is left out", model.name, name) end
+  end
   local live = not (plan and (plan.tile or plan.release))
   local take, finish, where, decoder
   if live then

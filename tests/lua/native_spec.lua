@@ -98,6 +98,7 @@ t.test("TI2V-5B: with and without a first frame", function()
   local latent = assert(melies.weights.open(latents)):get "latent"
   local known = model:encode_video(melies.media.to_f32(assert(melies.media.load(one))))
   t.close(latent:slice(2, 1, 1):contiguous(), known, 1e-4, 1e-4)
+  film("two_shots", { model = folder, prompt = "a ball", second = "a cube" })
   refused("text_to_video", { model = folder, width = 80, height = 64 }, "multiple of 32")
   refused("image_to_video", { model = folder, image = one, last_image = two }, "no input for a last image")
   local tiny = make("taew22", { "taew2_2-tiny" })
@@ -177,6 +178,10 @@ t.test("Self-Forcing: block by block, written as blocks are finished", function(
   t.close(model:decode(latent), frames, 0, 0)
   t.close(assert(melies.run("text_to_video", { model = folder, latents = latents })), frames, 0, 0)
   refused("text_to_video", { model = folder, prompt = "a [ball:cube:0.5]" }, "block by block")
+  local notices = {}
+  assert(run("text_to_video", { model = folder, guidance = 5, steps = 1 },
+    { notice = function(text) notices[#notices + 1] = text end }))
+  t.ok(table.concat(notices, "\n"):find("--guidance is left out", 1, true), table.concat(notices, "\n"))
 end)
 
 t.test("Self-Forcing where decoder and transformer do not fit side by side: sampled, then decoded in tiles", function()
