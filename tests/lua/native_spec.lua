@@ -180,7 +180,7 @@ t.test("Self-Forcing: block by block, written as blocks are finished", function(
   refused("text_to_video", { model = folder, prompt = "a [ball:cube:0.5]" }, "block by block")
   local notices = {}
   assert(run("text_to_video", { model = folder, guidance = 5, steps = 1 },
-    { notice = function(text) notices[#notices + 1] = text end }))
+    { notice = function(line) notices[#notices + 1] = line end }))
   t.ok(table.concat(notices, "\n"):find("--guidance is left out", 1, true), table.concat(notices, "\n"))
 end)
 
