@@ -16,14 +16,21 @@ return {
   },
   new = function(p)
     local video = melies.video
-    local queue, waiting = {}, 0 -- { frame =, small = }; the last `waiting` of them have not come out
+    local queue, waiting, index = {}, 0, 0 -- { frame =, small = }; the last `waiting` of them have not come out
+    -- Asked for twice: for either frame's own correction. The later one keeps both ways.
+    local function flow(a, b)
+      local keeper, key = a.index > b.index and a or b, a.index * 64 + b.index - a.index
+      local made = keeper.flows[key] or video.flow(a.small, b.small, { finest = 2 })
+      keeper.flows[key] = made
+      return made
+    end
     local function correct(at)
       local here = queue[at]
       local sum, weights
       for i, other in ipairs(queue) do
         local d = i - at
         if d ~= 0 and math.abs(d) <= p.radius then
-          local there, back = video.flow(here.small, other.small), video.flow(other.small, here.small)
+          local there, back = flow(here, other), flow(other, here)
           local mask = video.consistent(there, back, 0.02, 0.6):unsqueeze(3) * math.exp(-2 * (d / p.radius) ^ 2)
           local moved = (video.warp(other.small, there) - here.small) * mask
           sum = sum and sum + moved or moved
@@ -44,7 +51,8 @@ return {
     end
     local pass = {}
     function pass.push(_, frame)
-      queue[#queue + 1] = { frame = frame, small = video.reduce(frame, p.size) }
+      index = index + 1
+      queue[#queue + 1] = { index = index, frame = frame, small = video.reduce(frame, p.size), flows = {} }
       waiting = waiting + 1
       local ready = {}
       if waiting > p.radius then
