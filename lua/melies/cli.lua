@@ -328,7 +328,7 @@ commands.plan = { "plan PROMPT|FILE [-o story.lua]", "a storyboard from a prompt
 commands.memory = { "memory list|show|forget [NAME]", "characters, places and looks that the project remembers",
   delegate "memory" }
 
-commands.check = { "check FILE [CHECK...]", "measure a film: flicker, motion, drift, likeness, faults; exit code 1 where it fails",
+commands.check = { "check FILE [CHECK...]", "measure a film: flicker, motion, drift, likeness, faults; exit code 1 on a fault",
   function(words)
     if #words == 0 then stop(USAGE, "check: which film?") end
     local check = require "melies.check"

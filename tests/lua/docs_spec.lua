@@ -81,7 +81,8 @@ local function check_line(line)
 end
 
 local function run_line(line, folder)
-  local command = ("cd '%s' && MELIES_CACHE=\"$PWD/cache\" PATH='%s':\"$PATH\" sh -c '%s' >out.txt 2>&1 </dev/null"):format(folder,
+  local shell = "cd '%s' && MELIES_CACHE=\"$PWD/cache\" PATH='%s':\"$PATH\" sh -c '%s' >out.txt 2>&1 </dev/null"
+  local command = shell:format(folder,
     program:match("^(.*)/"), (line:gsub("'", "'\\''")))
   local code = os.execute(command)
   if code ~= 0 then
