@@ -208,8 +208,10 @@ mel_status mel_linear_create_smooth(
     if (!s) s = mel_vector(smooth, layer->k, "linear", "smooth", &vector, err);
     if (!s) s = mel_s8_create(source, vector ? (const float *)(const void *)vector->data : NULL, &layer->s8, err);
     mel_tensor_unref(vector);
-    if (s) mel_linear_free(layer);
-    else *out = layer;
+    if (s)
+        mel_linear_free(layer);
+    else
+        *out = layer;
     return s;
 }
 

@@ -71,7 +71,8 @@ mel_status mel_s8_create(const mel_source *source, const float *smooth, linear_s
         if (!l->divide) status = MEL_ENOMEM;
         for (int64_t i = 0; i < l->k && !status; i++) {
             if (!(smooth[i] > 0) || !isfinite(smooth[i]))
-                status = mel_fail(err, MEL_EINVAL, "linear: smoothing value %lld is %g", (long long)i + 1, (double)smooth[i]);
+                status = mel_fail(
+                    err, MEL_EINVAL, "linear: smoothing value %lld is %g", (long long)i + 1, (double)smooth[i]);
             l->divide[i] = 1.0f / smooth[i];
         }
     }

@@ -146,8 +146,8 @@ MEL_API mel_status mel_linear_create(
 // The same from a source, which is read once.
 MEL_API mel_status mel_linear_create_from(
     mel_source *source, const mel_tensor *bias, mel_dtype compute, mel_linear **out, mel_error *err);
-// In 8 bits with a smoothing vector [K] > 0 (or NULL): column k of the weight is multiplied and column k of x divided by
-// smooth[k] before they are rounded, which leaves the product as it is (Xiao et al. 2022, SmoothQuant).
+// In 8 bits with a smoothing vector [K] > 0 (or NULL): column k of the weight is multiplied and column k of x divided
+// by smooth[k] before they are rounded, which leaves the product as it is (Xiao et al. 2022, SmoothQuant).
 MEL_API mel_status mel_linear_create_smooth(
     mel_source *source, const mel_tensor *bias, const mel_tensor *smooth, mel_linear **out, mel_error *err);
 // The same without a packed copy: weight is read where it lies each time the layer runs, in one pass for few rows of x
