@@ -1,6 +1,7 @@
 // Optical flow: pyramids of both frames, and on each level from the coarsest on search, densify, refine.
 #include "video/video.h"
 
+#include <math.h>
 #include <string.h>
 
 enum {
@@ -208,7 +209,7 @@ static mel_status run(const mel_tensor *a, const mel_tensor *b, const mel_flow_o
     float *full = NULL;
     if (status == MEL_OK && !(full = mel_alloc(sizeof(float) * (size_t)(2 * h * w), err))) status = MEL_ENOMEM;
     if (status == MEL_OK) {
-        float scale = (float)(1 << finest);
+        float scale = ldexpf(1.0f, finest);
         enlarge(l->u, p->a[finest].w, p->a[finest].h, full, w, h, scale);
         enlarge(l->v, p->a[finest].w, p->a[finest].h, full + h * w, w, h, scale);
         float *to = (float *)flow->data;
