@@ -91,7 +91,8 @@ end
 
 -- Every file of a job folder, and nothing that a user put there.
 local function ours(name)
-  return name == "job.json" or name == "bound.json" or name == "lock" or name:find "^%d%d.*%.safetensors"
+  return name == "job.json" or name == "bound.json" or name == "storyboard.json" or
+    name:find "^worker%-%d+%.log$" or name == "lock" or name:find "^%d%d.*%.safetensors"
     or name:find "^[%w_.-]+%.json%.new$"
 end
 
@@ -99,7 +100,7 @@ local function remove_files(folder, keep)
   for _, name in ipairs(fs.list(folder) or {}) do
     local path = folder .. "/" .. name
     local s = fs.stat(path)
-    if s and s.folder and name:find "^shot%-%d+$" then
+    if s and s.folder and name:find "^shot%-[%d.]+$" then
       remove_files(path)
       os.remove(path)
     elseif s and not s.folder and ours(name) and name ~= keep then
@@ -141,7 +142,7 @@ end
 -- Whether anything of the job is done.
 local function has_work(folder)
   for _, name in ipairs(fs.list(folder) or {}) do
-    if name:find "^%d%d%-.*%.safetensors$" or name:find "^shot%-%d+$" then return true end
+    if name:find "^%d%d%-.*%.safetensors$" or name:find "^shot%-[%d.]+$" then return true end
   end
   return false
 end
@@ -357,6 +358,7 @@ end
 function M.join(folder)
   local saved, message = M.read(folder)
   if not saved then return nil, message end
+  require("melies.film").end_with_parent()
   return setmetatable({ folder = folder, count = 0 }, Work), saved
 end
 
@@ -371,7 +373,7 @@ function M.watch(folder)
       local path = where .. "/" .. name
       local s = fs.stat(path)
       local part, kind = name:match "^(%d%d.-)%.(%l+)%.safetensors$"
-      if s and s.folder and name:find "^shot%-%d+$" then
+      if s and s.folder and name:find "^shot%-[%d.]+$" then
         look(path, name .. " ")
       elseif s and (kind == "preview" or kind == "latent") then
         local found, metadata = load_tensors(path) -- nil: gone meanwhile
@@ -393,7 +395,8 @@ function M.remove_partials(output)
   local prefix = "." .. name:gsub("%.[^.]*$", "") .. ".partial-"
   for _, entry in ipairs(fs.list(folder) or {}) do
     local pid = entry:sub(1, #prefix) == prefix and entry:match("^(%d+)", #prefix + 1)
-    if pid and not fs.stat("/proc/" .. pid) then os.remove(folder .. entry) end
+    local state = pid and ((fs.read("/proc/" .. pid .. "/stat") or ""):match "%) (%a)" or "X")
+    if state == "X" or state == "Z" then os.remove(folder .. entry) end
   end
 end
 

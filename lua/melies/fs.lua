@@ -21,6 +21,7 @@ int mel_fs_flock(int, int) __asm__("flock");
 int mel_fs_fsync(int) __asm__("fsync");
 ptrdiff_t mel_fs_write(int, const char *, size_t) __asm__("write");
 int mel_fs_nanosleep(const void *, void *) __asm__("nanosleep");
+ptrdiff_t mel_fs_readlink(const char *, char *, size_t) __asm__("readlink");
 int mel_fs_getpid(void) __asm__("getpid");
 char *mel_fs_getcwd(char *, size_t) __asm__("getcwd");
 const char *mel_fs_strerror(int) __asm__("strerror");
@@ -121,6 +122,14 @@ function fs.write(path, text)
     C.mel_fs_close(folder)
   end
   return true
+end
+
+-- fs.program(): the path of the melies program, where this process is one.
+function fs.program()
+  local buffer = ffi.new("char[4096]")
+  local n = tonumber(C.mel_fs_readlink("/proc/self/exe", buffer, 4096))
+  local path = n > 0 and n < 4096 and ffi.string(buffer, n)
+  return path and path:find "/melies$" and path or nil
 end
 
 function fs.sleep(seconds)

@@ -346,7 +346,7 @@ end
 function Job:metadata()
   local json = require "melies.json"
   local params = plain(self.params)
-  for _, name in ipairs { "output", "latents", "save_latents", "reuse", "job", "fresh" } do params[name] = nil end
+  for _, name in ipairs { "output", "latents", "save_latents", "reuse", "job", "fresh", "jobs" } do params[name] = nil end
   return {
     melies_recipe = self.recipe.name,
     melies_params = json.encode(params),

@@ -41,6 +41,7 @@ function kills.run(n, opts)
     local before = ("timeout -s KILL %.3f sh -c %s"):format(0.02 + seconds[case] * draw(),
       '"exec env ' .. command(case, path):gsub('"', '\\"') .. '"')
     os.execute("( " .. before .. " ) >/dev/null 2>&1")
+    fs.sleep(0.05) -- what was killed is gone
     local names = fs.list(path .. ".job") or {}
     local recorded = false
     for _, name in ipairs(names) do recorded = recorded or name:find "^01" ~= nil end

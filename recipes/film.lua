@@ -1,0 +1,23 @@
+-- melies-api: 1
+-- A film from a prompt: it is planned, and its shots are rendered, checked, joined and written.
+local melies = require "melies"
+
+return {
+  kind = "recipe", name = "film", help = "A film of several shots, planned from a prompt.",
+  params = melies.film.params {
+    prompt = { "text", required = true, help = "the whole film, in a few sentences or many" },
+    planner = { "string", default = "rules", help = "melies list planners" },
+    pace = { "enum", choices = { "calm", "normal", "fast" }, help = "how long shots are" },
+    style = { "style", help = "melies list styles" },
+  },
+  order = { "prompt", "pace", "style", "passes", "checks", "tries", "jobs", unpack(melies.recipe.generation_order) },
+  run = function(p, job)
+    return melies.film.run(job, function()
+      local board, notes = melies.plan.make(p.prompt, { model = p.model, seed = job.seed, planner = p.planner, pace = p.pace,
+        style = p.style })
+      job:check(board, notes)
+      for _, notice in ipairs(notes.notices) do job:notice("%s", notice) end
+      return board
+    end, p)
+  end,
+}
