@@ -9,7 +9,7 @@
 --   part:preview(latent), part:finish(latent)
 --   work:sub(name)                   -> work of a shot, in a folder inside | nil, message (another process has it)
 --   work:finish(keep), work:close()
---   durable.watch(folder)            -> { { name=, latent=, at=, steps= }, ... }: the newest look at every part
+--   durable.watch(folder)            -> { { name=, latent=, at=, step=, steps=, done= }, ... }: the newest looks at parts
 --
 -- What is recorded is each prediction of the model: a resumed run goes through the same arithmetic from the start, with
 -- the recorded predictions in place of the model's. So every sampler and guide goes on, whatever it remembers. A prediction
@@ -364,8 +364,10 @@ end
 
 -- ---- watching -----------------------------------------------------------------------------------------
 
+local LOOKS = 8 -- parts that are looked at
+
 function M.watch(folder)
-  local out = {}
+  local found, out = {}, {}
   local saved, message = M.read(folder)
   if not saved then return nil, message end
   local function look(where, prefix)
@@ -373,18 +375,25 @@ function M.watch(folder)
       local path = where .. "/" .. name
       local s = fs.stat(path)
       local part, kind = name:match "^(%d%d.-)%.(%l+)%.safetensors$"
-      if s and s.folder and name:find "^shot%-[%d.]+$" then
-        look(path, name .. " ")
+      if s and s.folder and name:find "^shot%-[%d.]+$" then look(path, name .. " ")
       elseif s and (kind == "preview" or kind == "latent") then
-        local found, metadata = load_tensors(path) -- nil: gone meanwhile
-        if found and found.latent then
-          out[#out + 1] = { name = prefix .. part, latent = found.latent, at = s.mtime, done = kind == "latent",
-            step = tonumber(metadata.step), steps = tonumber(metadata.steps) }
-        end
+        found[#found + 1] = { name = prefix .. part, path = path, at = s.mtime, done = kind == "latent" }
       end
     end
   end
   look(folder, "")
+  table.sort(found, function(a, b)
+    if a.at ~= b.at then return a.at > b.at end
+    return a.path < b.path
+  end)
+  for i = math.min(LOOKS, #found), 1, -1 do
+    local entry = found[i]
+    local tensors, metadata = load_tensors(entry.path) -- nil: gone meanwhile
+    if tensors and tensors.latent then
+      entry.latent, entry.step, entry.steps = tensors.latent, tonumber(metadata.step), tonumber(metadata.steps)
+      out[#out + 1] = entry
+    end
+  end
   return out, saved
 end
 
