@@ -100,9 +100,8 @@ part { name = "starter film, 17 frames, 20 steps, guidance", film = true, setup 
   local path = os.tmpname()
   os.remove(path)
   return function()
-    local frames, message = melies.run("text_to_video", { prompt = "a big red ball rolls over the grass",
-      steps = 20, seed = 1,
-      output = path .. ".mp4", quiet = true })
+    local frames, message = melies.run("text_to_video", { prompt = "a big red ball rolls over the grass", steps = 20,
+      seed = 1, output = path .. ".mp4" }, { progress = false, notice = function() end })
     if not frames then error(message, 0) end
     os.remove(path .. ".mp4")
   end
