@@ -22,6 +22,17 @@ local function run_with(call, what)
   end
 end
 
+-- Makes a layer; where memory is short, once more after the collector has given back what nobody holds.
+local function create(make, ...)
+  local status = tonumber(make(...))
+  if status == lib.ENOMEM then
+    collectgarbage()
+    collectgarbage() -- finalizers queued by the first run at their end
+    status = tonumber(make(...))
+  end
+  check(status, 3)
+end
+
 local function free_with(release)
   return function(self)
     if self.handle ~= nil then release(ffi.gc(self.handle, nil)) end
@@ -67,13 +78,12 @@ function nn.linear(weight, bias, options)
   local smooth = compute == "s8" and options.smooth or nil
   if smooth and tensor.is(weight) then weight = nn.source(weight) end
   if smooth and not options.lazy then
-    check(C.mel_linear_create_smooth(weight.handle, b, need(smooth, "nn.linear"), box, err))
+    create(C.mel_linear_create_smooth, weight.handle, b, need(smooth, "nn.linear"), box, err)
   elseif tensor.is(weight) and not options.lazy then
-    check(C.mel_linear_create(need(weight, "nn.linear"), b, code, box, err))
+    create(C.mel_linear_create, need(weight, "nn.linear"), b, code, box, err)
   else
     local source = tensor.is(weight) and nn.source(weight) or weight
-    local create = options.lazy and C.mel_linear_create_lazy or C.mel_linear_create_from
-    check(create(source.handle, b, code, box, err))
+    create(options.lazy and C.mel_linear_create_lazy or C.mel_linear_create_from, source.handle, b, code, box, err)
     if options.lazy then kept = { source = source, bias = bias, code = code, smooth = smooth } end
   end
   local n, k = tonumber(C.mel_linear_outputs(box[0])), tonumber(C.mel_linear_inputs(box[0]))
@@ -88,9 +98,9 @@ local function recreate(self, lazy)
   if not self.kept or self.lazy == lazy then return end
   local k, box = self.kept, ffi.new("mel_linear*[1]")
   local bias = k.bias and k.bias.handle or nil
-  if lazy then check(C.mel_linear_create_lazy(k.source.handle, bias, k.code, box, err), 2)
-  elseif k.smooth then check(C.mel_linear_create_smooth(k.source.handle, bias, k.smooth.handle, box, err), 2)
-  else check(C.mel_linear_create_from(k.source.handle, bias, k.code, box, err), 2) end
+  if lazy then create(C.mel_linear_create_lazy, k.source.handle, bias, k.code, box, err)
+  elseif k.smooth then create(C.mel_linear_create_smooth, k.source.handle, bias, k.smooth.handle, box, err)
+  else create(C.mel_linear_create_from, k.source.handle, bias, k.code, box, err) end
   self:free()
   self.handle, self.lazy = ffi.gc(box[0], C.mel_linear_free), lazy
 end
