@@ -147,9 +147,9 @@ function nn.conv(weight, bias, options)
   end
   if options.causal then before[0], after[0] = shape[3] - 1, 0 end
   local box = ffi.new("mel_conv*[1]")
-  check(C.mel_conv_create(need(weight, "nn.conv"), bias and need(bias, "nn.conv") or nil, stride, before,
+  create(C.mel_conv_create, need(weight, "nn.conv"), bias and need(bias, "nn.conv") or nil, stride, before,
     after, options.groups or 1,
-    tensor.dtype_code(options.compute), box, err))
+    tensor.dtype_code(options.compute), box, err)
   return setmetatable({ handle = ffi.gc(box[0], C.mel_conv_free), inputs = shape[2] * (options.groups or 1),
     outputs = shape[1] }, Conv)
 end
