@@ -19,7 +19,8 @@ return function(name, region)
       function self.push(_, here)
         local likeness = melies.video.likeness
         if here.cut or not first then
-          first, last, since = here:features(region), here:features(region), 0
+          first, since = here:features(region), 0
+          last = first
           return
         end
         since = since + 1
