@@ -3,6 +3,21 @@ local t = require "harness"
 local melies = require "melies"
 local T, nn = melies.tensor, melies.nn
 
+t.test("loops over pairs are whole, compiled or not", function()
+  local inner = { 1, 2, 3, 4, 5 }
+  local outer = { a = inner, b = inner, c = inner, d = inner, e = inner }
+  local function hot() for _ = 1, 100 do end end
+  for _ = 1, 60000 do
+    hot()
+    local n = 0
+    for _, list in pairs(outer) do
+      for _ in pairs(list) do end
+      n = n + 1
+    end
+    t.eq(n, 5)
+  end
+end)
+
 t.test("shapes, views, indices from 1", function()
   local x = T.of({ { 1, 2, 3 }, { 4, 5, 6 } })
   t.eq(x:shape_text(), "[2, 3]")

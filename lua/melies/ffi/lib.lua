@@ -1,5 +1,13 @@
 -- Loads libmelies, checks that its headers are the ones these declarations were made from, and turns
 -- statuses into Lua errors.
+-- LuaJIT 2.1.0-beta3, Debian 12's, patches a running pairs loop when it gives up compiling it, and the loop ends early or
+-- yields its index for a key (LuaJIT issue 827, mended in April 2022). A loop over any other iterator is not touched.
+if jit.version == "LuaJIT 2.1.0-beta3" then
+  local next = next
+  local function step(t, key) return next(t, key) end
+  function pairs(t) return step, t, nil end -- luacheck: ignore
+end
+
 local ffi = require "ffi"
 local decl = require "melies.ffi.cdef"
 
