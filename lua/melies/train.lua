@@ -246,12 +246,25 @@ local function one_step(self, record)
   return true
 end
 
+-- run:stop(reason): run:run() ends after this step, with true and the reason.
+function Run:stop(reason) self.stopped = reason or "stopped" end
+
+-- What on_step raises ends the run with nothing lost; nil and a message for a cancel.
+local function tell(self, record)
+  local ok, why = pcall(self.o.on_step, record)
+  if ok then return true end
+  local kept = self:keep_last()
+  if why ~= lib.canceled then error(why, 0) end
+  C.mel_cancel_clear()
+  return nil, "canceled" .. kept
+end
+
 -- run:run(last) -> true, or nil and a message: to step `last` (all of them by default). A loss or gradient that is not
--- finite and a cancel end it; the state then is that of the last good step, on disk too.
+-- finite and a cancel end it; the state then is that of the last good step, on disk too. true and a reason: run:stop.
 function Run:run(last)
   local o = self.o
   last = math.min(last or o.steps, o.steps)
-  while self.step < last do
+  while self.step < last and not self.stopped do
     local mark = { draws = self.draws, data = o.data and o.data.state() or nil }
     local start = C.mel_seconds()
     local record = { step = self.step + 1, lr = train.rate(o, self.step + 1) }
@@ -270,10 +283,17 @@ function Run:run(last)
       record.saved, record.warning = self:save()
       self.problem = record.warning
     end
-    if o.on_step then o.on_step(record) end
+    if o.on_step then
+      ok, message = tell(self, record)
+      if not ok then return nil, message end
+    end
+  end
+  if self.stopped and o.folder and self.saved ~= self.step then
+    local _
+    _, self.problem = self:save()
   end
   if self.problem then return nil, self.problem end
-  return true
+  return true, self.stopped
 end
 
 -- { name = tensor }: the weights, or their moving average where there is one and `average` is true.
