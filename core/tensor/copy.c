@@ -10,6 +10,7 @@ _Static_assert((int)K_BF16 == (int)MEL_BF16 && (int)K_I64 == (int)MEL_I64, "dtyp
 
 enum {
     CHUNK = 1024,
+    SHORT_ROW = 256,
     PARALLEL_FROM = 1 << 16
 };
 
@@ -160,19 +161,33 @@ mel_status mel_tensor_copy(mel_tensor *dst, const mel_tensor *src, mel_error *er
     int64_t size = mel_dtype_size(dst->dtype), src_size = mel_dtype_size(src->dtype);
     int64_t step_dst = w.strides[0][w.ndim - 1], step_src = w.strides[1][w.ndim - 1];
     bool same = dst->dtype == src->dtype;
+    // Short rows go by planes of the last two axes, the longer one within: finding a row costs more than copying it.
+    int64_t many = 1, many_dst = 0, many_src = 0;
+    if (w.ndim >= 2 && w.width < SHORT_ROW) {
+        many = w.shape[w.ndim - 2], many_dst = w.strides[0][w.ndim - 2], many_src = w.strides[1][w.ndim - 2];
+        w.shape[w.ndim - 2] = 1;
+        w.rows /= many;
+        if (many > w.width && !(step_dst == 1 && step_src == 1 && w.width * size >= 64)) {
+            int64_t width = w.width, sd = step_dst, ss = step_src;
+            w.width = many, step_dst = many_dst, step_src = many_src;
+            many = width, many_dst = sd, many_src = ss;
+        }
+    }
     // One long row is cut so that it can be shared out.
-    int64_t piece = w.rows == 1 ? (int64_t)PARALLEL_FROM : w.width;
+    int64_t piece = w.rows == 1 ? (PARALLEL_FROM + many - 1) / many : w.width;
     int64_t pieces = (w.width + piece - 1) / piece;
-#pragma omp parallel for schedule(static) num_threads(mel_threads()) if (w.rows * w.width >= 2 * PARALLEL_FROM)
+#pragma omp parallel for schedule(static) num_threads(mel_threads()) if (w.rows * many * w.width >= 2 * PARALLEL_FROM)
     for (int64_t job = 0; job < w.rows * pieces; job++) {
         int64_t row = job / pieces, first = job % pieces * piece;
         int64_t n = w.width - first < piece ? w.width - first : piece;
         char *d = dst->data + (mel_walk_offset(&w, 0, row) + first * step_dst) * size;
         const char *s = src->data + (mel_walk_offset(&w, 1, row) + first * step_src) * src_size;
-        if (same)
-            copy_row(size, d, step_dst, s, step_src, n);
-        else
-            cast_row(dst, d, step_dst, src, s, step_src, n);
+        for (int64_t i = 0; i < many; i++, d += many_dst * size, s += many_src * src_size) {
+            if (same)
+                copy_row(size, d, step_dst, s, step_src, n);
+            else
+                cast_row(dst, d, step_dst, src, s, step_src, n);
+        }
     }
     return MEL_OK;
 }

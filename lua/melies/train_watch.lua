@@ -94,12 +94,11 @@ function M.svg(runs, o)
     local name = o.names and o.names[i] and o.names[i] .. ": " or ""
     local points, heldout = curve(records, "loss"), curve(records, "heldout")
     for _, p in ipairs(points) do low, high = math.min(low, p[2]), math.max(high, p[2]) end
-    if #runs == 1 then series[#series + 1] = { name = "loss of a step", points = points, kind = "points" } end
     series[#series + 1] = { name = name .. "loss", points = smooth(points), kind = "line" }
     if #heldout > 0 then series[#series + 1] = { name = name .. "held-out loss", points = heldout, kind = "line" } end
   end
   return require("melies.plot").svg { title = o.title or "Loss", x = { label = "step" },
-    y = { label = "loss", log = low > 0 and high > 20 * low or nil }, series = series, marks = o.marks }
+    y = { label = "loss", log = low > 0 and high > 8 * low or nil }, series = series, marks = o.marks }
 end
 
 -- ---- a watch ---------------------------------------------------------------------------------------------------------
@@ -194,7 +193,7 @@ end
 -- Draws loss.svg from the log.
 function Watch:plot()
   self.drawn = C.mel_seconds()
-  if #self.records < 2 or not package.searchpath("melies.plot", package.path) then return true end
+  if #self.records < 2 then return true end
   local marks = self.best_step and { { x = self.best_step, label = "best" } } or nil
   return tell(self, "plot", fs.write(self.folder .. "/loss.svg", M.svg({ self.records }, { title = self.o.title,
     marks = marks })))
