@@ -86,7 +86,8 @@ typedef struct media_target {
     unsigned serial;
     mel_video_write_options options; // every default resolved; the texts point into static storage
     AVDictionary *tags;
-    int width, height; // encoded
+    int width, height;    // encoded
+    char audio[PATH_MAX]; // "" where there is none
 } media_target;
 
 // open allocates *state, and leaves nothing where it fails. write gets frames of width x height. finish completes the
@@ -115,6 +116,11 @@ mel_status media_encoder_finish(media_encoder *encoder, mel_error *err);
 void media_encoder_free(media_encoder *encoder);
 // The encoder for "h264", "vp9", "av1", "gif", "webp", "png"; NULL where this FFmpeg was built without one.
 const AVCodec *media_find_encoder(const char *codec);
+
+// ---- sound (mux.c) ----------------------------------------------------------------------------------
+// mel_audio_add into `file`, which is left half-written where it fails.
+mel_status media_mux(const char *video_path, const char *audio_path, double from_s, const char *format,
+    const char *file, mel_error *err);
 
 // ---- images (image.c) ---------------------------------------------------------------------------
 // True where path has exactly one %d or %0Nd in its last component and no other %.

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <melies/audio.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -136,6 +137,33 @@ static mel_status resolve(const char *path, const codec_traits *traits, mel_vide
     return status == MEL_OK ? choose_preset(path, traits, &o->preset, err) : status;
 }
 
+// A file that holds no sound is told before there are frames, not after them.
+static mel_status take_audio(mel_video_writer *w, const mel_video_write_options *options, mel_error *err) {
+    const char *path = w->target.path, *audio = options->audio;
+    if (!audio) return MEL_OK;
+    if (!mel_audio_fits(path, w->target.options.format))
+        return mel_fail(err, MEL_EINVAL, "%s: %s holds no sound; mp4 and webm do", path, w->target.options.format);
+    if (!(options->audio_from_s >= 0 && options->audio_from_s < 1e9))
+        return mel_fail(err, MEL_EINVAL, "%s: sound from %g s on", path, options->audio_from_s);
+    mel_audio_reader *reader = NULL;
+    mel_status status = mel_audio_reader_open(audio, NULL, &reader, err);
+    mel_audio_reader_close(reader);
+    if (status == MEL_OK) memcpy(w->target.audio, audio, strlen(audio) + 1);
+    return status;
+}
+
+// The finished film, under its temporary name, gets its sound.
+static mel_status add_audio(mel_video_writer *w, mel_error *err) {
+    media_target *t = &w->target;
+    char with[PATH_MAX];
+    mel_status status = media_temp_name(t->path, media_next_serial(), with, err);
+    if (status != MEL_OK) return status;
+    status = media_mux(t->temp, t->audio, t->options.audio_from_s, t->options.format, with, err);
+    if (status == MEL_OK) status = media_publish(with, t->temp, false, err);
+    if (status != MEL_OK) unlink(with);
+    return status;
+}
+
 static bool is_key(const char *key) {
     bool letter = (*key >= 'a' && *key <= 'z') || (*key >= 'A' && *key <= 'Z');
     size_t n = strspn(key, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-");
@@ -198,6 +226,7 @@ mel_status mel_video_writer_open(
                   : &media_stream_sink;
     status = resolve(path, traits, &w->target.options, err);
     if (status == MEL_OK) status = take_tags(w, options, err);
+    if (status == MEL_OK) status = take_audio(w, options, err);
     if (status == MEL_OK) status = claim_temp(path, w->target.temp, w->target.serial, err);
     if (status != MEL_OK) {
         w->target.temp[0] = 0; // none was made
@@ -205,6 +234,7 @@ mel_status mel_video_writer_open(
         return status;
     }
     w->target.options.metadata = NULL;
+    w->target.options.audio = NULL;
     *out = w;
     return MEL_OK;
 }
@@ -318,6 +348,7 @@ mel_status mel_video_writer_finish(mel_video_writer *w, mel_error *err) {
     else
         status = mel_check_cancel(err);
     if (status == MEL_OK) status = w->sink->finish(w->state, err);
+    if (status == MEL_OK && w->target.audio[0]) status = add_audio(w, err);
     if (status == MEL_OK)
         status = w->sink->publish ? w->sink->publish(w->state, err) : media_publish(w->target.temp, path, true, err);
     if (status != MEL_OK) {

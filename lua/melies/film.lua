@@ -2,7 +2,8 @@
 -- seed where a check fails; then all are joined, go through the passes and into one file, frame by frame.
 --
 --   film.run(job, board, opts) -> path or frames
--- board: a storyboard (melies.plan); opts: checks, passes (lists as text), tries, jobs (processes), overlap, anchor.
+-- board: a storyboard (melies.plan); opts: checks, passes (lists as text), tries, jobs (processes), overlap, anchor, and
+-- what melies.steer takes: audio, reference, as.
 --
 -- Shots are shared between processes by their folders' locks: the program starts opts.jobs - 1 more of itself, each of which
 -- takes the next shot that nobody has. In the job's folder: storyboard.json; shot-001 with the latents of its chunks and,
@@ -71,11 +72,14 @@ end
 
 -- ---- one shot ---------------------------------------------------------------------------------------------
 
--- next() over a shot's frames, its parts in `sub`.
+-- next() over the frames of a shot that are shown, its parts in `sub`.
 local function frames_of(job, model, shot, i, sub, opts, try)
   local before = job.work
   local next_frame
+  local given, length = 0, shot.length or shot.frames
   return function()
+    if given == length then return nil end
+    given = given + 1
     before, job.work = job.work, sub
     if not next_frame then
       local p = job.params
@@ -83,9 +87,14 @@ local function frames_of(job, model, shot, i, sub, opts, try)
       job.followers = {}
       local texts = { text = job:encode(model, shot.text), negative = job:encode(model, negative, { negative = true }) }
       local known = shot.overlap and i > 1 and last_of(opts.work, i - 1)
-      next_frame = longform.frames(job, model, { texts = texts, frames = shot.frames, window = p.frames,
-        overlap = opts.overlap, anchor = opts.anchor, known = known and known.frames, seed = shot.seed + (try - 1) * SEEDS,
+      local first = i == 1 and opts.steer:first_frame() or nil -- is shown, and the film goes on from it
+      next_frame = longform.frames(job, model, { texts = texts, frames = shot.frames - (first and 1 or 0), window = p.frames,
+        overlap = opts.overlap, anchor = opts.anchor, known = first or known and known.frames, seed = shot.seed + (try - 1) * SEEDS,
         label = ("shot %d part "):format(i) })
+      if first then
+        job.work = before
+        return first:select(1, 1)
+      end
     end
     local frame = next_frame()
     job.work = before
@@ -182,20 +191,22 @@ function M.run(job, board, opts)
   local p = job:defaults(model)
   local work = job.work or in_memory()
   local options = { work = work, overlap = opts.overlap or 1, anchor = opts.anchor or 0.5, tries = opts.tries or 1,
-    jobs = opts.jobs or 1, worker = job.opts.worker, checks = job:check(pass.parse(opts.checks or "")) }
-  local passes = job:check(pass.parse(opts.passes or ""))
+    jobs = opts.jobs or 1, worker = job.opts.worker, checks = job:check(pass.parse(opts.checks or "")),
+    steer = require("melies.steer").new(job, opts) }
+  local passes = options.steer:passes(job:check(pass.parse(opts.passes or "")))
   local path = not work.memory and work.folder .. "/storyboard.json"
   if path and fs.stat(path) then board = job:check(plan.read(path))
   else
     if type(board) == "function" then board = board() end
+    board = options.steer:board(board, model)
     if path then job:check(plan.write(path, board)) end
   end
-  local shots = job:check(plan.shots(board, { model = model }))
+  local shots = job:check(plan.shots(board, { model = model, fps = p.fps }))
   local total = 0
   for _, shot in ipairs(shots) do
     if shot.transition == "overlap" then shot.overlap = shot.overlap or 1 end
     if shot.overlap == 0 then shot.overlap = nil end
-    total = total + shot.frames
+    total = total + (shot.length or shot.frames)
   end
   if options.worker then
     render_all(job, model, shots, options)
@@ -217,7 +228,7 @@ function M.run(job, board, opts)
       plain = plain and transitions[i - 1] == "cut"
       if not shot.overlap then cuts[#cuts + 1] = at + 1 end
     end
-    at = at + shot.frames
+    at = at + (shot.length or shot.frames)
   end
   local info = { width = p.width, height = p.height, fps = p.fps }
   local next_frame, message = pass.join(sources, transitions, { fps = p.fps })
@@ -243,6 +254,7 @@ function M.params(own)
     passes = { "string", default = "deflicker", help = "what the joined film goes through: melies list passes" },
     jobs = { "integer", default = 1, min = 1, max = 64, help = "processes that render shots side by side" },
   }
+  for name, spec in pairs(require("melies.steer").params) do params[name] = spec end
   for name, spec in pairs(own) do params[name] = spec or nil end
   return params
 end

@@ -356,10 +356,14 @@ function Job:metadata()
   }
 end
 
--- What media.save and media.writer are told: the job's parameters, then opts.
+-- What media.save and media.writer are told: the job's parameters, its sound where the format holds one, then opts.
 function Job:output_settings(opts)
   local p = self.params
   local settings = { fps = p.fps, quality = p.quality, bitrate = p.bitrate, codec = p.codec, metadata = self:metadata() }
+  local path = opts and opts.output or self.output
+  if p.audio and path and require("melies.media").holds_sound(path, opts and opts.format) then
+    settings.audio, settings.audio_from = p.audio, p.audio_from
+  end
   for key, value in pairs(opts or {}) do settings[key] = value end
   settings.output = nil
   return settings
@@ -559,7 +563,12 @@ function Job:begin()
     self:check(lib.try(lib.C.mel_weights_writer_create, p.save_latents, box))
     lib.C.mel_weights_writer_free(box[0])
   end
-  if self.output then check_output(self.output, { quality = p.quality, bitrate = p.bitrate, codec = p.codec }) end
+  if self.output then
+    local settings = self:output_settings()
+    settings.metadata, settings.fps = nil, nil
+    check_output(self.output, settings)
+    if p.audio and not settings.audio then self:notice("%s: this format holds no sound; MP4 and WebM do", self.output) end
+  end
   self:open_work()
 end
 

@@ -47,7 +47,7 @@ end
 local read_options = { width = true, height = true, fps = true, start = true, frames = true, threads = true }
 local write_options = {
   format = true, codec = true, width = true, height = true, fps = true, crf = true, quality = true, bitrate = true,
-  preset = true, loop = true, pad = true, full_chroma = true, metadata = true, threads = true,
+  preset = true, loop = true, pad = true, full_chroma = true, metadata = true, threads = true, audio = true, audio_from = true,
 }
 
 -- A file that does not open, read or write: nil and the message. Cancel is raised, as everywhere.
@@ -214,7 +214,13 @@ local function options_of(what, options, level)
   if options.bitrate then o.bitrate = options.bitrate end
   if options.fps then o.fps_num, o.fps_den = rational(what, options.fps, (level or 2) + 1) end
   o.pad, o.full_chroma = not not options.pad, not not options.full_chroma
-  for _, name in ipairs { "format", "codec", "preset" } do
+  if options.audio_from ~= nil then
+    if type(options.audio_from) ~= "number" then
+      error(("%s: audio_from is %s; seconds are wanted"):format(what, tostring(options.audio_from)), (level or 2) + 1)
+    end
+    o.audio_from_s = options.audio_from
+  end
+  for _, name in ipairs { "format", "codec", "preset", "audio" } do
     local text = options[name]
     if text ~= nil then
       text = tostring(text)
@@ -247,7 +253,8 @@ local function open_writer(what, path, options)
 end
 
 -- media.writer(path, {fps=24, crf= | quality= | bitrate=, preset=, codec=, format=, loop=, pad=, full_chroma=,
--- metadata={...}, width=, height=, threads=}): a file that takes frames. The format goes by the extension; PNG and JPEG
+-- metadata={...}, width=, height=, threads=, audio= (a file whose sound the film gets), audio_from= (seconds)}): a file that
+-- takes frames. The format goes by the extension; PNG and JPEG
 -- sequences have a path with %04d. The size is the first frame's. nil and a message where the path cannot be written.
 function media.writer(path, options)
   local writer, message = open_writer("media.writer", path, options)
@@ -421,5 +428,7 @@ function media.contact_sheet(frames, options)
   lib.check(C.mel_contact_sheet(#frames, handles, o, box, err))
   return T.wrap(box[0])
 end
+
+require("melies.media_audio")(media)
 
 return media

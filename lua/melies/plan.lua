@@ -170,7 +170,8 @@ end
 -- ---- shots to render -----------------------------------------------------------------------------------
 
 -- A board, or a prompt that is planned with make's options. With a model object as options.model, what it has no room for
--- stays out of text: dropped names it (style: its further phrases, camera, light, look).
+-- stays out of text: dropped names it (style: its further phrases, mood, camera, light, look). Of an exact board's shots, `length`
+-- frames of `frames` are shown, at options.fps (the model's) a second.
 function M.shots(what, options)
   options = options or {}
   local board, message
@@ -188,10 +189,19 @@ function M.shots(what, options)
     style, message = require("melies.style").get(board.style)
     if not style then return nil, message end
   end
+  local fps = options.fps or grid.fps
+  local ends = 0 -- seconds
   for i, shot in ipairs(board.shots) do
-    local frames = grid.frames(shot.seconds or grid.window)
+    local seconds = shot.seconds or grid.window
+    local frames, length = grid.frames(seconds), nil
+    if board.exact then
+      -- Ends are rounded, not lengths, so that no error adds up.
+      length = math.max(1, math.floor((ends + seconds) * fps + 0.5) - math.floor(ends * fps + 0.5))
+      frames = 1 + grid.step * math.max(1, math.ceil((length - 1) / grid.step))
+      ends = ends + seconds
+    end
     local text, dropped = compose.fitting(board, i, options.model)
-    out[i] = { text = text, dropped = dropped, frames = frames, seconds = frames / grid.fps,
+    out[i] = { text = text, dropped = dropped, frames = frames, length = length, seconds = (length or frames) / fps,
       negative = style and require("melies.style").negative(style) or "",
       seed = shot.seed or (board.seed or 0) + i - 1, overlap = shot.overlap,
       transition = shot.transition or (i == 1 and "none" or "cut"),

@@ -39,7 +39,7 @@ local home = {
   json = "text",
   regex = "text",
   text = "text",
-  media = "media", http = "net",
+  media = "media", audio = "media", http = "net",
   filter = "media",
   train = "train",
   video = "video",

@@ -66,6 +66,8 @@ typedef struct mel_video_write_options {
     const char *const *metadata; // key, value, key, value, ...: UTF-8, copied; keys of letters, digits and _ . -
     int32_t metadata_count;      // pairs
     int32_t threads;             // encoder threads; 0: mel_threads(), at most 16
+    const char *audio;           // mp4, webm: the film gets the sound of this file when it is finished (mel_audio_add)
+    double audio_from_s;         // from here on
 } mel_video_write_options;
 
 // Writes under a temporary name (.NAME.partial-PID-N.EXT) in the folder of path; finish renames it. PNG and JPEG take a

@@ -2,7 +2,7 @@
 -- Colour and exposure held where they were, inside a shot or over the whole film.
 -- In Lab, per channel: x' = m' + (x - m) s'/s (Reinhard et al. 2001), m and s being the mean and deviation of the frame
 -- (a running mean over `smooth` seconds, so that motion in the picture does not pump), m' and s' those of the anchor: the
--- first `anchor` seconds of the shot (scope "shot") or of the film (scope "film"). `strength` mixes with the original.
+-- first `anchor` seconds of the shot (scope "shot") or of the film (scope "film"), or an image's (reference). `strength` mixes with the original.
 -- The anchor never follows later frames, so that drift cannot add up. Keeps no frames.
 local melies = require "melies"
 
@@ -17,6 +17,7 @@ return {
     strength = { "number", default = 1, min = 0, max = 1, help = "1: fully" },
     anchor = { "number", default = 1, min = 0, max = 60, help = "seconds at the beginning that set the look" },
     smooth = { "number", default = 0.3, min = 0, max = 10, help = "seconds over which a frame's own look is averaged" },
+    reference = { "string", default = "", help = "an image to match instead of the film's own beginning" },
     deviation = { "boolean", default = true, help = "contrast and saturation too, not only the mean" },
   },
   new = function(p, info)
@@ -24,13 +25,20 @@ return {
     local anchor_frames = math.max(1, math.floor(p.anchor * info.fps + 0.5))
     local pace = 1 - math.exp(-1 / math.max(1e-3, p.smooth * info.fps))
     local anchor, seen       -- { mean, deviation } and how many frames it was made of
+    local fixed
+    if p.reference ~= "" then
+      local image, message = melies.media.image(p.reference)
+      if not image then return nil, message end
+      local mean, deviation = video.lab_stats(melies.media.to_f32(image))
+      anchor, seen, fixed = { mean, deviation }, anchor_frames, true
+    end
     local own                -- of the frame, averaged
     local first_shot = true
     local pass = {}
     function pass.cut()
       own = nil
       first_shot = false
-      if p.scope == "shot" then anchor, seen = nil, nil end
+      if p.scope == "shot" and not fixed then anchor, seen = nil, nil end
       return {}
     end
     function pass.push(_, frame)
@@ -41,7 +49,7 @@ return {
         mix(own[2], deviation, pace)
       end
       if not anchor then anchor, seen = { { unpack(mean) }, { unpack(deviation) } }, 1
-      elseif seen < anchor_frames and (p.scope == "shot" or first_shot) then
+      elseif not fixed and seen < anchor_frames and (p.scope == "shot" or first_shot) then
         seen = seen + 1
         mix(anchor[1], mean, 1 / seen)
         mix(anchor[2], deviation, 1 / seen)

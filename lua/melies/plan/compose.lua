@@ -72,7 +72,7 @@ local function says(list, canonical, text)
   return text:lower():find(canonical:lower(), 1, true) ~= nil
 end
 
--- The whole prompt of shot i. without: a set of what stays out of it (camera, light, look, style).
+-- The whole prompt of shot i. without: a set of what stays out of it (camera, light, mood, look, style).
 function M.prompt(board, i, without)
   without = without or {}
   local shot = board.shots[i]
@@ -92,6 +92,7 @@ function M.prompt(board, i, without)
   for _, field in ipairs { "camera", "light" } do
     if shot[field] and not without[field] and not says(lexicon[field], shot[field], head) then parts[#parts + 1] = shot[field] end
   end
+  if shot.mood and not without.mood and not head:lower():find(shot.mood:lower(), 1, true) then parts[#parts + 1] = shot.mood end
   if board.look and not without.look and not head:lower():find(board.look:lower(), 1, true) then
     parts[#parts + 1] = board.look
   end
@@ -101,7 +102,7 @@ function M.prompt(board, i, without)
 end
 
 -- The prompt with what the model has room for, and a list of what was left out of it: the style's further phrases, then
--- camera, light and look; the words of the shot themselves stay.
+-- mood, camera, light and look; the words of the shot themselves stay.
 function M.fitting(board, i, model)
   local style, without, dropped = require "melies.style", {}, {}
   local text = M.prompt(board, i)
@@ -111,7 +112,7 @@ function M.fitting(board, i, model)
     text = style.fitting(board.style, M.prompt(board, i, without), model)
     if style.fits(text, model) then return text, dropped end
   end
-  for _, what in ipairs { "camera", "light", "look" } do
+  for _, what in ipairs { "mood", "camera", "light", "look" } do
     if board.shots[i][what] or board[what] then
       dropped[#dropped + 1], without[what] = what, true
       text = M.prompt(board, i, without)

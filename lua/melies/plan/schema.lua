@@ -1,8 +1,9 @@
 -- The storyboard: which keys there are, of which types, and what has to hold between them.
 --
 --   title, prompt (the words it was made from), look (words of every shot), style (a plugin), pace, seed, ending,
---   max_seconds, characters and places (name -> description, or { description=, image= }), shots: a list of
---   { text, action, who = { names }, where, camera, light, seconds, transition, overlap, seed }
+--   max_seconds, exact (seconds hold to the frame, not to the model's grid), characters and places (name -> description,
+--   or { description=, image= }), shots: a list of
+--   { text, action, who = { names }, where, camera, light, mood, seconds, transition, overlap, seed }
 local lib = require "melies.ffi.lib"
 
 local M = {}
@@ -14,16 +15,17 @@ M.MAX_SECONDS = 3600 -- of all shots together, where the storyboard does not say
 M.MAX_SHOTS = 10000
 
 -- key -> { type, min, max } or { "enum", choices }. The order is that of the written file.
-M.board_order = { "title", "prompt", "style", "look", "pace", "ending", "seed", "max_seconds", "characters", "places", "shots" }
+M.board_order = { "title", "prompt", "style", "look", "pace", "ending", "seed", "max_seconds", "exact",
+  "characters", "places", "shots" }
 M.board = {
   title = { "string" }, prompt = { "string" }, look = { "string" }, style = { "name" }, pace = { "enum", M.paces },
-  ending = { "enum", M.endings }, seed = { "integer", 0, 2 ^ 53 }, max_seconds = { "number", 1e-3, 1e7 },
+  ending = { "enum", M.endings }, seed = { "integer", 0, 2 ^ 53 }, max_seconds = { "number", 1e-3, 1e7 }, exact = { "boolean" },
   characters = { "cast" }, places = { "cast" }, shots = { "shots" },
 }
-M.shot_order = { "text", "action", "who", "where", "camera", "light", "seconds", "transition", "overlap", "seed" }
+M.shot_order = { "text", "action", "who", "where", "camera", "light", "mood", "seconds", "transition", "overlap", "seed" }
 M.shot = {
   text = { "string" }, action = { "string" }, who = { "names" }, where = { "string" }, camera = { "string" },
-  light = { "string" }, seconds = { "number", 1e-3, 86400 }, transition = { "enum", M.transitions },
+  light = { "string" }, mood = { "string" }, seconds = { "number", 1e-3, 86400 }, transition = { "enum", M.transitions },
   overlap = { "integer", 0, 10000 }, seed = { "integer", 0, 2 ^ 53 },
 }
 M.entity = { description = { "string" }, image = { "string" } }
@@ -69,6 +71,10 @@ end
 function check.string(value, _, where, problems)
   if type(value) ~= "string" then return say(problems, where, "is %s, must be a text", shown(value)) end
   if #value > 100000 then say(problems, where, "is %d bytes long; 100000 are allowed", #value) end
+end
+
+function check.boolean(value, _, where, problems)
+  if type(value) ~= "boolean" then return say(problems, where, "is %s, must be true or false", shown(value)) end
 end
 
 function check.name(value, _, where, problems)
