@@ -23,11 +23,12 @@ end
 
 -- ---- the peak --------------------------------------------------------------------------------------
 
--- The best of what oneDNN reaches on a product with packed weights: GFLOP/s. It is what "peak" means here.
+-- The best of what a product with packed weights reaches: GFLOP/s. It is what "peak" means here. bf16 and f32 are
+-- oneDNN's, 8 bits our own kernel's, with the quantisation of its input.
 local function peak_probe(dtype)
   local m, n, k = 1280, 2048, 2048
   local layer = nn.linear(T.noise({ n, k }, { seed = 1 }), nil, { compute = dtype })
-  local x = T.noise({ m, k }, { seed = 2 }):to(dtype)
+  local x = T.noise({ m, k }, { seed = 2 }):to(dtype == "s8" and "bf16" or dtype)
   local flop = 2 * m * n * k
   layer(x):free()
   return function() return flop / seconds(function() layer(x):free() end) / 1e9 end
@@ -41,7 +42,8 @@ end
 
 -- ---- the parts -------------------------------------------------------------------------------------
 
--- Each: name, dtype whose peak it stands beside, flop and bytes of one run, setup() -> run().
+-- Each: name, dtype whose peak it stands beside, flop and bytes of one run, setup() -> run(), bytes of what only counts
+-- its flop. For the roofline: roof (default: dtype), work (flop of what is bound by memory), label.
 local parts = {}
 local function part(p) parts[#parts + 1] = p end
 
@@ -52,6 +54,7 @@ for _, dtype in ipairs { "bf16", "f32" } do
     for _, kn in ipairs(sizes) do
       local k, n = unpack(kn)
       part { name = ("linear %s %dx%dx%d"):format(dtype, tokens, k, n), dtype = dtype, flop = 2 * tokens * k * n,
+        label = tokens == 1280 and k > n and "linear, 8,960 to 1,536" or nil,
         bytes = size * (tokens * k + k * n + tokens * n), setup = function()
           local layer = nn.linear(T.noise({ n, k }, { seed = 1 }), T.zeros { n }, { compute = dtype })
           local x = T.noise({ tokens, k }, { seed = 2 }):to(dtype)
@@ -59,38 +62,54 @@ for _, dtype in ipairs { "bf16", "f32" } do
         end }
     end
     part { name = ("attention %s %d tokens, 12 heads of 128"):format(dtype, tokens), dtype = dtype,
-      flop = 4 * tokens * tokens * 1536, bytes = 4 * size * tokens * 1536, setup = function()
+      flop = 4 * tokens * tokens * 1536, bytes = 4 * size * tokens * 1536,
+      label = tokens == 5120 and "attention, 5,120 tokens" or dtype == "bf16" and "attention, 1,280 tokens" or nil,
+      setup = function()
         local qkv = {}
         for i = 1, 3 do qkv[i] = T.noise({ 1, tokens, 12, 128 }, { seed = i }):to(dtype) end
         return function() T.attention(qkv[1], qkv[2], qkv[3]):free() end
       end }
   end
 end
+for _, kn in ipairs { sizes[2], sizes[3] } do
+  local k, n = unpack(kn)
+  part { name = ("linear s8 1280x%dx%d"):format(k, n), dtype = "s8", flop = 2 * 1280 * k * n,
+    label = k > n and "linear, 8,960 to 1,536" or nil, bytes = 2 * 1280 * (k + n) + k * n, setup = function()
+      local layer = nn.linear(T.noise({ n, k }, { seed = 1 }), T.zeros { n }, { compute = "s8" })
+      local x = T.noise({ 1280, k }, { seed = 2 }):to "bf16"
+      return function() layer(x):free() end
+    end }
+end
 part { name = "conv3d bf16 3x3x3 96 channels, 4x128x128", dtype = "bf16", flop = 2 * 4 * 128 * 128 * 96 * 96 * 27,
-  bytes = 2 * 2 * 4 * 128 * 128 * 96, setup = function()
+  bytes = 2 * 2 * 4 * 128 * 128 * 96, label = "convolution 3x3x3, 96", setup = function()
     local layer = nn.conv(T.noise({ 96, 96, 3, 3, 3 }, { seed = 1 }), T.zeros { 96 }, { pad = 1, causal = true,
       compute = "bf16" })
     local x = T.noise({ 1, 4, 128, 128, 96 }, { seed = 2 }):to "bf16"
     return function() layer(x):free() end
   end }
-part { name = "layer_norm f32 -> bf16 with scale and shift, 5120x1536", bytes = 6 * 5120 * 1536, setup = function()
+part { name = "layer_norm f32 -> bf16 with scale and shift, 5120x1536", bytes = 6 * 5120 * 1536, work = 9 * 5120 * 1536,
+  roof = "f32", label = "layer norm", setup = function()
   local x, v = T.noise({ 1, 5120, 1536 }, { seed = 1 }), T.noise({ 1, 1, 1536 }, { seed = 2 })
   return function() x:layer_norm({ scale = v, shift = v, dtype = "bf16" }):free() end
 end }
-part { name = "rms_norm bf16, 5120x1536", bytes = 4 * 5120 * 1536, setup = function()
+part { name = "rms_norm bf16, 5120x1536", bytes = 4 * 5120 * 1536, work = 4 * 5120 * 1536, roof = "f32",
+  label = "RMS norm", setup = function()
   local x, v = T.noise({ 1, 5120, 1536 }, { seed = 1 }):to "bf16", T.noise({ 1536 }, { seed = 2 })
   return function() x:rms_norm({ weight = v }):free() end
 end }
-part { name = "rope bf16, 5120 tokens, 12 heads of 128", bytes = 4 * 5120 * 1536, setup = function()
+part { name = "rope bf16, 5120 tokens, 12 heads of 128", bytes = 4 * 5120 * 1536, work = 3 * 5120 * 1536,
+  roof = "f32", label = "RoPE", setup = function()
   local x, v = T.noise({ 1, 5120, 12, 128 }, { seed = 1 }):to "bf16", T.noise({ 5120, 64 }, { seed = 2 })
   return function() x:rope(v, v):free() end
 end }
-part { name = "gated residual f32 += bf16, 5120x1536", bytes = 10 * 5120 * 1536, setup = function()
+part { name = "gated residual f32 += bf16, 5120x1536", bytes = 10 * 5120 * 1536, work = 2 * 5120 * 1536,
+  roof = "f32", label = "residual", setup = function()
   local y, x = T.noise({ 1, 5120, 1536 }, { seed = 1 }), T.noise({ 1, 5120, 1536 }, { seed = 2 }):to "bf16"
   local gate = T.noise({ 1, 1, 1536 }, { seed = 3 })
   return function() y:add_(x, 1, gate) end
 end }
-part { name = "sampler step, 3 terms, 16x21x60x104", bytes = 4 * 4 * 16 * 21 * 60 * 104, setup = function()
+part { name = "sampler step, 3 terms, 16x21x60x104", bytes = 4 * 4 * 16 * 21 * 60 * 104,
+  work = 5 * 16 * 21 * 60 * 104, roof = "f32", label = "sampler step", setup = function()
   local x = {}
   for i = 1, 3 do x[i] = T.noise({ 1, 16, 21, 60, 104 }, { seed = i }) end
   return function() T.lincomb({ 0.5, x[1], 0.3, x[2], 0.2, x[3] }):free() end
@@ -120,9 +139,10 @@ end
 
 -- ---- running ---------------------------------------------------------------------------------------
 
-local option_names = { filter = true, rounds = true, json = true, compare = true }
+local option_names = { filter = true, rounds = true, json = true, compare = true, roofline = true }
 
--- bench.run{ filter=, rounds=5, json=path, compare=path }: measures, prints a table to stdout, returns it.
+-- bench.run{ filter=, rounds=5, json=path, compare=path, roofline=path }: measures, prints a table to stdout, and
+-- returns it. roofline: an SVG of the parts under the machine's roofs.
 function bench.run(options)
   options = options or {}
   lib.check_options("bench", options, option_names)
@@ -135,7 +155,8 @@ function bench.run(options)
     before = {}
     for _, row in ipairs(data.parts) do before[row.name] = row.seconds end
   end
-  local probes = { bf16 = peak_probe "bf16", f32 = peak_probe "f32", bandwidth = bandwidth_probe() }
+  local probes = { bf16 = peak_probe "bf16", f32 = peak_probe "f32", s8 = peak_probe "s8",
+    bandwidth = bandwidth_probe() }
   local peaks, best = {}, {}
   for name, probe in pairs(probes) do
     local seen = {}
@@ -143,17 +164,19 @@ function bench.run(options)
     table.sort(seen)
     peaks[name], best[name] = median(seen), seen[#seen]
   end
-  local out = { threads = C.mel_threads(), peaks = peaks, parts = {} }
+  local out = { threads = C.mel_threads(), peaks = peaks, best = best, parts = {} }
   print(require("ffi").string(C.mel_cpu_name()))
-  local head = "%d threads; peak (median, best): bf16 %.0f %.0f GFLOP/s, f32 %.0f %.0f GFLOP/s, memory %.1f %.1f GB/s"
-  print(head:format(out.threads, peaks.bf16, best.bf16, peaks.f32, best.f32, peaks.bandwidth, best.bandwidth))
+  local head = "%d threads; peak (median, best): bf16 %.0f %.0f, f32 %.0f %.0f, int8 %.0f %.0f GFLOP/s, "
+    .. "memory %.1f %.1f GB/s"
+  print(head:format(out.threads, peaks.bf16, best.bf16, peaks.f32, best.f32, peaks.s8, best.s8, peaks.bandwidth,
+    best.bandwidth))
   print(("%-54s %10s %9s %8s %8s %9s%s"):format("part", "ms", "GFLOP/s", "of peak", "GB/s", "peak MiB",
     before and "  before" or ""))
   for _, p in ipairs(parts) do
     if not options.filter or p.name:find(options.filter, 1, true) then
       collectgarbage()
       collectgarbage()
-      local run = p.setup()
+      local run, moved = p.setup()
       if p.counted then p.flop = count_flop(run) else run() end
       C.mel_mem_reset_peak()
       local live = tonumber(C.mel_mem_live())
@@ -168,9 +191,11 @@ function bench.run(options)
       local row = { name = p.name, seconds = s, gflops = p.flop and p.flop / s / 1e9,
         gbs = p.bytes and p.bytes / s / 1e9,
         of_peak = #ratios > 0 and median(ratios) or nil, memory = tonumber(C.mel_mem_peak()) - live,
-        bound = p.flop and "arithmetic" or p.bytes and "memory" or nil,
+        label = p.label, roof = p.roof or p.dtype, bound = p.flop and "arithmetic" or p.bytes and "memory" or nil,
         floor = math.max(p.flop and p.flop / peaks[p.dtype] / 1e9 or 0,
           p.bytes and p.bytes / peaks.bandwidth / 1e9 or 0) }
+      local work, bytes = p.flop or p.work, p.bytes or moved
+      if work and bytes then row.intensity, row.work = work / bytes, work / s / 1e9 end
       out.parts[#out.parts + 1] = row
       local function cell(format, value) return value and format:format(value) or "" end
       print(("%-54s %10.2f %9s %8s %8s %9.0f%s"):format(p.name, s * 1e3, cell("%.0f", row.gflops),
@@ -178,6 +203,12 @@ function bench.run(options)
         cell("%.1f", row.gbs), row.memory / 2 ^ 20,
           before and before[p.name] and ("  %.2fx"):format(before[p.name] / s) or ""))
     end
+  end
+  if options.roofline then
+    local under = {}
+    for name, value in pairs(best) do under[name] = math.max(value, peaks[name]) end
+    local ok, message = require("melies.fs").write(options.roofline, require "melies.bench.roofline"(under, out.parts))
+    if not ok then return nil, message end
   end
   if options.json then
     local ok, message = require("melies.json").write(options.json, out)
@@ -189,8 +220,8 @@ end
 -- bench.accuracy(steps): what 8 bits, step caches and guidance intervals cost and save, as a table to stdout.
 function bench.accuracy(steps) return require "melies.bench.accuracy"(steps) end
 
--- melies bench accuracy, or melies bench [NAME] [--rounds N] [--json FILE] [--compare FILE]: an exit code, and a
--- message where it failed.
+-- melies bench accuracy, or melies bench [NAME] [--rounds N] [--json FILE] [--compare FILE] [--roofline FILE]: an exit
+-- code, and a message where it failed.
 function bench.main(words)
   local options, i = {}, 1
   while i <= #words do

@@ -2,12 +2,12 @@
 -- colours follow the reader's light or dark setting. The text can stand alone in a file or inside an HTML page.
 --
 --   plot.svg{ title=, x={label=, log=, min=, max=, ticks=}, y={ the same }, width=640, height=320, series={...},
---     bands={ {from=, to=, label=}, ... }, marks={ {x=, label=} or {y=, label=}, ... } } -> SVG text
+--     bands={ {from=, to=, label=}, ... }, marks={ {x=, label=} or {y=, label=}, ... }, notes={ line, ... } } -> SVG text
 --
--- A series: { name=, kind="line"|"steps"|"bars"|"points", points={ {x, y}, {x, y, label}, ... } }. Values that are not
--- finite (and not positive, on a logarithmic axis) break a line and show nothing. A step holds its y up to the next x.
--- Bars of several series with one x stand side by side. ticks = { {value, label}, ... } in place of numbers. Bands are
--- ranges of x, marks single values.
+-- A series: { name=, kind="line"|"steps"|"bars"|"points", points={ {x, y}, {x, y, label}, ... }, colour=1..8 (default:
+-- the next one) }. Values that are not finite (and not positive, on a logarithmic axis) break a line and show nothing.
+-- A step holds its y up to the next x. Bars of several series with one x stand side by side. ticks = { {value, label},
+-- ... } in place of numbers. Bands are ranges of x, marks single values. Notes stand in the lower right corner.
 local lib = require "melies.ffi.lib"
 
 local plot = {}
@@ -215,7 +215,7 @@ local function place(taken, cx, cy, w, frame)
       local x1 = d[1] > 0 and cx + far or d[1] < 0 and cx - far - w or cx - w / 2
       local y1 = cy - tall / 2 + d[2] * (far + tall / 2 - 3)
       local r = { x1, y1, x1 + w, y1 + tall }
-      local cost = far / 4
+        local cost = far / 4
       if r[1] < frame[1] or r[3] > frame[3] or r[2] < frame[2] or r[4] > frame[4] then cost = cost + 1e4 end
       for _, o in ipairs(taken) do
         local over = max(0, min(r[3], o[3]) - max(r[1], o[1])) * max(0, min(r[4], o[4]) - max(r[2], o[2]))
@@ -231,9 +231,9 @@ end
 -- ---- the picture -------------------------------------------------------------------------------------
 
 local allowed = { title = true, x = true, y = true, width = true, height = true, series = true, bands = true,
-  marks = true }
+  marks = true, notes = true }
 local axis_allowed = { label = true, log = true, min = true, max = true, ticks = true }
-local series_allowed = { name = true, kind = true, points = true }
+local series_allowed = { name = true, kind = true, points = true, colour = true }
 local kinds = { line = true, steps = true, bars = true, points = true }
 
 local function checked(o)
@@ -258,8 +258,9 @@ local function checked(o)
     if s.kind and not kinds[s.kind] then
       error(("plot.svg: unknown kind '%s'%s"):format(tostring(s.kind), lib.suggest(tostring(s.kind), kinds)), 3)
     end
-    series[i] = { name = s.name, kind = s.kind or "line", points = s.points or {}, colour = (i - 1) % #colours + 1,
-      dash = dashes[floor((i - 1) / #colours) % #dashes + 1] }
+    series[i] = { name = s.name, kind = s.kind or "line", points = s.points or {},
+      colour = ((s.colour or i) - 1) % #colours + 1,
+      dash = s.colour and "" or dashes[floor((i - 1) / #colours) % #dashes + 1] }
   end
   return series
 end
@@ -280,6 +281,7 @@ function plot.svg(o)
     has[s.kind] = (has[s.kind] or 0) + 1
     for _, p in ipairs(s.points) do
       if finite(p[1]) and finite(p[2]) then xs[#xs + 1], ys[#ys + 1] = p[1], p[2] end
+      has.labels = has.labels or p[3] ~= nil
     end
   end
   for _, band in ipairs(o.bands or {}) do xs[#xs + 1], xs[#xs + 2] = band.from, band.to end
@@ -379,6 +381,7 @@ function plot.svg(o)
   -- What is drawn with the frame as its window: a nested svg cuts what reaches over it.
   add('<svg x="%s" y="%s" width="%s" height="%s" viewBox="%s %s %s %s">', px(left), px(top - 1), px(plot_width),
     px(plot_height + 1), px(left), px(top - 1), px(plot_width), px(plot_height + 1))
+  local taken, labelled = {}, {} -- what labels should not lie on; the labels
   local floor_px = y.px(yo.log and y.lo or max(y.lo, min(y.hi, 0)))
   local bar_index = 0
   for _, s in ipairs(series) do
@@ -399,6 +402,14 @@ function plot.svg(o)
         local d = {}
         for i, p in ipairs(run) do
           d[i] = ("%s%s %s"):format(i == 1 and "M" or "L", px(p[1]), px(max(-1e5, min(1e5, p[2]))))
+        end
+        for i = 2, has.labels and #run or 1 do
+          local a, b = run[i - 1], run[i]
+          local n = ceil(max(abs(a[1] - b[1]), abs(a[2] - b[2])) / 6)
+          for k = 0, min(n, 400) do
+            local cx, cy = a[1] + (b[1] - a[1]) * k / n, a[2] + (b[2] - a[2]) * k / n
+            taken[#taken + 1] = { cx - 3, cy - 3, cx + 3, cy + 3 }
+          end
         end
         if #run == 1 then d[2] = "h0.1" end -- one point alone is a dot
         add('<path class="l%d" d="%s" fill="none" stroke-width="%s" stroke-linejoin="round" stroke-linecap="%s"%s/>',
@@ -423,7 +434,6 @@ function plot.svg(o)
   end
 
   -- Dots, then labels where they lie on nothing.
-  local taken, labelled = {}, {}
   for _, s in ipairs(series) do
     for _, p in ipairs(s.points) do
       if x.inside(p[1]) and y.inside(p[2]) then
@@ -435,6 +445,15 @@ function plot.svg(o)
         if p[3] then labelled[#labelled + 1] = { cx, cy, tostring(p[3]), s } end
       end
     end
+  end
+  local note_width = 0
+  for _, line in ipairs(o.notes or {}) do note_width = max(note_width, text_width(tostring(line))) end
+  if note_width > 0 then
+    add('<rect class="paper" x="%s" y="%s" width="%s" height="%s"/>', px(right - note_width - 14),
+      px(base - 8 - #o.notes * tall), px(note_width + 13), px(#o.notes * tall + 7))
+  end
+  for i, line in ipairs(o.notes or {}) do
+    text(right - note_width - 10, base - 8 - (#o.notes - i) * tall, line, "soft")
   end
   for _, l in ipairs(labelled) do
     local r = place(taken, l[1], l[2], text_width(l[3]), { left, top, right, base })

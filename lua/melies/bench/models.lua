@@ -4,15 +4,28 @@ local T = require "melies.tensor"
 
 local parts = {}
 
+-- Bytes of all tensors at `size` bytes a value: what a pass over a part has to read at least.
+local function bytes_of(weights, size)
+  local sum = 0
+  for _, name in ipairs(weights:names()) do
+    local n = size
+    for _, d in ipairs(weights:shape(name)) do n = n * d end
+    sum = sum + n
+  end
+  return sum
+end
+
 local function dit(compute, frames, size, blocks)
   local tokens = frames * size * size / 4
   return { name = ("Wan 1.3B, %d of 30 blocks, %s, %d tokens"):format(blocks, compute, tokens),
-    dtype = compute == "f32" and "f32" or "bf16", counted = true, setup = function()
+    dtype = compute == "f32" and "f32" or "bf16", roof = compute, counted = true,
+    label = ("Wan 1.3B, %d,%03d tokens"):format(tokens / 1000, tokens % 1000), setup = function()
       local weights, config = fake.weights("wan2.1-t2v-1.3b", { layers = blocks })
       local net = require("melies.models.wan_dit").load(weights, { heads = config.heads }, { compute = compute })
       local context = net:context { T.noise({ 30, 4096 }, { seed = 1 }) }
       local latent = T.noise({ 1, 16, frames, size, size }, { seed = 2 })
-      return function() net:forward(latent, 500, context):free() end
+      return function() net:forward(latent, 500, context):free() end,
+        bytes_of(weights, compute == "s8" and 1 or 2) + 2 * latent:bytes()
     end }
 end
 for _, compute in ipairs { "bf16", "s8" } do
@@ -21,7 +34,8 @@ for _, compute in ipairs { "bf16", "s8" } do
 end
 
 for _, tokens in ipairs { 32760 } do
-  parts[#parts + 1] = { name = ("attention bf16 %d tokens, 12 heads of 128"):format(tokens), dtype = "bf16", slow = true,
+  parts[#parts + 1] = { name = ("attention bf16 %d tokens, 12 heads of 128"):format(tokens), dtype = "bf16",
+    slow = true, label = "attention, 32,760 tokens",
     flop = 4 * tokens * tokens * 1536, bytes = 8 * tokens * 1536, setup = function()
       local qkv = {}
       for i = 1, 3 do qkv[i] = T.noise({ 1, tokens, 12, 128 }, { seed = i }):to "bf16" end
@@ -29,24 +43,31 @@ for _, tokens in ipairs { 32760 } do
     end }
 end
 
-parts[#parts + 1] = { name = "Wan VAE decode, 4 frames of 256x256", dtype = "bf16", counted = true, setup = function()
-  local net = require("melies.models.wan_vae").load(fake.weights "wan2.1-vae", {}, { compute = "bf16" })
+parts[#parts + 1] = { name = "Wan VAE decode, 4 frames of 256x256", dtype = "bf16", counted = true,
+  label = "Wan VAE decode", setup = function()
+  local weights = fake.weights "wan2.1-vae"
+  local net = require("melies.models.wan_vae").load(weights, {}, { compute = "bf16" })
   local latent = T.noise({ 16, 3, 32, 32 }, { seed = 1 })
   local decoder = net:decoder()
   for i = 1, 2 do decoder:push(latent:slice(2, i, i)) end
-  return function() decoder:push(latent:slice(2, 3, 3)):free() end
+  return function() decoder:push(latent:slice(2, 3, 3)):free() end,
+    bytes_of(weights, 2) / 2 + 4 * (16 * 32 * 32 + 4 * 256 * 256 * 3) -- half of the tensors are the encoder's
 end }
 
-parts[#parts + 1] = { name = "TAEW 2.1 decode, 4 frames of 832x480", dtype = "bf16", counted = true, setup = function()
-  local net = require("melies.models.taehv").load(fake.weights "taew2_1", {}, { compute = "bf16" })
+parts[#parts + 1] = { name = "TAEW 2.1 decode, 4 frames of 832x480", dtype = "bf16", counted = true,
+  label = "TAEW 2.1 decode", setup = function()
+  local weights = fake.weights "taew2_1"
+  local net = require("melies.models.taehv").load(weights, {}, { compute = "bf16" })
   local latent = T.noise({ 16, 3, 60, 104 }, { seed = 1 })
   local decoder = net:decoder()
   for i = 1, 2 do decoder:push(latent:slice(2, i, i)) end
-  return function() decoder:push(latent:slice(2, 3, 3)):free() end
+  return function() decoder:push(latent:slice(2, 3, 3)):free() end,
+    bytes_of(weights, 2) / 2 + 4 * (16 * 60 * 104 + 4 * 480 * 832 * 3)
 end }
 
 parts[#parts + 1] = { name = "UMT5-XXL, 2 of 24 layers, 30 tokens, weights in place", dtype = "bf16",
-  bytes = 2 * 2 * (4 * 4096 * 4096 + 3 * 4096 * 10240), setup = function()
+  bytes = 2 * 2 * (4 * 4096 * 4096 + 3 * 4096 * 10240), work = 2 * 2 * 30 * (4 * 4096 * 4096 + 3 * 4096 * 10240),
+  label = "UMT5-XXL, 30 tokens", setup = function()
     local weights = fake.weights("umt5-xxl", { layers = 2, vocab = 1000 })
     local held = {}
     for _, name in ipairs(weights:names()) do held[name] = weights:get(name):to "bf16" end
