@@ -328,8 +328,7 @@ end
 
 -- opts: shape (of the latent), batch (texts in one forward pass, 2), text_rows.
 function M.plan(model, opts)
-  collectgarbage()
-  collectgarbage() -- what is alive counts, not what was left lying
+  lib.reclaim() -- what is alive counts, not what was left lying
   local limit, from = M.limit()
   local shape, batch = opts.shape, opts.batch or 2
   local net, patch = model.dit, model.patch

@@ -2,7 +2,7 @@
 local ffi = require "ffi"
 local lib = require "melies.ffi.lib"
 local tensor = require "melies.tensor"
-local C, err, check, need = lib.C, lib.err, lib.check, tensor.need
+local C, make, err, check, need = lib.C, lib.make, lib.err, lib.check, tensor.need
 
 local nn = {}
 local run_options = { act = true, dtype = true }
@@ -22,17 +22,6 @@ local function run_with(call, what)
   end
 end
 
--- Makes a layer; where memory is short, once more after the collector has given back what nobody holds.
-local function create(make, ...)
-  local status = tonumber(make(...))
-  if status == lib.ENOMEM then
-    collectgarbage()
-    collectgarbage() -- finalizers queued by the first run at their end
-    status = tonumber(make(...))
-  end
-  check(status, 3)
-end
-
 local function free_with(release)
   return function(self)
     if self.handle ~= nil then release(ffi.gc(self.handle, nil)) end
@@ -44,7 +33,7 @@ end
 
 local Linear = { free = free_with(function(h) C.mel_linear_free(h) end) }
 Linear.__index = Linear
-local run_linear = run_with(function(...) return C.mel_linear_run(...) end, "linear")
+local run_linear = run_with(make.mel_linear_run, "linear")
 -- layer(x [..., K], {act=, dtype=}) -> [..., N]. layer.adapters: functions of x that give what is added to the product
 -- before the activation, float32 [..., N] or [N], or nil for nothing. layer:observe(x), where it is set, sees every input.
 function Linear.__call(self, x, options)
@@ -78,12 +67,13 @@ function nn.linear(weight, bias, options)
   local smooth = compute == "s8" and options.smooth or nil
   if smooth and tensor.is(weight) then weight = nn.source(weight) end
   if smooth and not options.lazy then
-    create(C.mel_linear_create_smooth, weight.handle, b, need(smooth, "nn.linear"), box, err)
+    check(make.mel_linear_create_smooth(weight.handle, b, need(smooth, "nn.linear"), box, err))
   elseif tensor.is(weight) and not options.lazy then
-    create(C.mel_linear_create, need(weight, "nn.linear"), b, code, box, err)
+    check(make.mel_linear_create(need(weight, "nn.linear"), b, code, box, err))
   else
     local source = tensor.is(weight) and nn.source(weight) or weight
-    create(options.lazy and C.mel_linear_create_lazy or C.mel_linear_create_from, source.handle, b, code, box, err)
+    local create = options.lazy and make.mel_linear_create_lazy or make.mel_linear_create_from
+    check(create(source.handle, b, code, box, err))
     if options.lazy then kept = { source = source, bias = bias, code = code, smooth = smooth } end
   end
   local n, k = tonumber(C.mel_linear_outputs(box[0])), tonumber(C.mel_linear_inputs(box[0]))
@@ -98,9 +88,9 @@ local function recreate(self, lazy)
   if not self.kept or self.lazy == lazy then return end
   local k, box = self.kept, ffi.new("mel_linear*[1]")
   local bias = k.bias and k.bias.handle or nil
-  if lazy then create(C.mel_linear_create_lazy, k.source.handle, bias, k.code, box, err)
-  elseif k.smooth then create(C.mel_linear_create_smooth, k.source.handle, bias, k.smooth.handle, box, err)
-  else create(C.mel_linear_create_from, k.source.handle, bias, k.code, box, err) end
+  if lazy then check(make.mel_linear_create_lazy(k.source.handle, bias, k.code, box, err), 2)
+  elseif k.smooth then check(make.mel_linear_create_smooth(k.source.handle, bias, k.smooth.handle, box, err), 2)
+  else check(make.mel_linear_create_from(k.source.handle, bias, k.code, box, err), 2) end
   self:free()
   self.handle, self.lazy = ffi.gc(box[0], C.mel_linear_free), lazy
 end
@@ -126,7 +116,7 @@ end
 local Conv = { free = free_with(function(h) C.mel_conv_free(h) end) }
 Conv.__index = Conv
 -- layer(x [N, T, H, W, I] or [N, H, W, I], {act=, dtype=}): channels last.
-Conv.__call = run_with(function(...) return C.mel_conv_run(...) end, "conv")
+Conv.__call = run_with(make.mel_conv_run, "conv")
 
 local conv_options = { stride = true, pad = true, causal = true, groups = true, compute = true }
 -- nn.conv(weight [O, I/groups, kT, kH, kW] or [O, I/groups, kH, kW], bias or nil,
@@ -147,9 +137,8 @@ function nn.conv(weight, bias, options)
   end
   if options.causal then before[0], after[0] = shape[3] - 1, 0 end
   local box = ffi.new("mel_conv*[1]")
-  create(C.mel_conv_create, need(weight, "nn.conv"), bias and need(bias, "nn.conv") or nil, stride, before,
-    after, options.groups or 1,
-    tensor.dtype_code(options.compute), box, err)
+  check(make.mel_conv_create(need(weight, "nn.conv"), bias and need(bias, "nn.conv") or nil, stride, before, after,
+    options.groups or 1, tensor.dtype_code(options.compute), box, err))
   return setmetatable({ handle = ffi.gc(box[0], C.mel_conv_free), inputs = shape[2] * (options.groups or 1),
     outputs = shape[1] }, Conv)
 end

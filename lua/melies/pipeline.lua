@@ -221,7 +221,7 @@ end
 -- Forgets the models that are kept; their memory goes with the last use.
 function M.forget()
   cache = {}
-  collectgarbage()
+  lib.reclaim()
 end
 
 -- ---- text ------------------------------------------------------------------------------------------
@@ -334,8 +334,7 @@ function Model:set_loras(list)
     if not weights then return nil, applied end
   end
   self.dit, self.last_texts, self.last_context, self.last_condition = nil, nil, nil, nil
-  collectgarbage()
-  collectgarbage() -- finalizers queued by the first run at their end
+  lib.reclaim()
   self.planned, self.packed = nil, nil
   local ok, net = pcall(source.module.load, weights, source.settings, source.options)
   self.dit = ok and net or source.module.load(source.weights, source.settings, source.options)

@@ -2,7 +2,7 @@
 -- are inclusive. Every operation returns a new tensor unless its name ends in "_". Data stays in native memory.
 local ffi = require "ffi"
 local lib = require "melies.ffi.lib"
-local C, err, check = lib.C, lib.err, lib.check
+local C, make, err, check = lib.C, lib.make, lib.err, lib.check
 
 local tensor = {}
 local Tensor = {} -- methods
@@ -96,7 +96,8 @@ local function dims(shape, what, level)
   return d, #shape
 end
 
--- Methods with a leading box: every operation ends here.
+-- Methods with a leading box: every operation ends here. A third argument is what must live until then: the tensors of
+-- an array of handles.
 local function result(status, box)
   if status ~= 0 then lib.raise(tonumber(status), 3) end -- always tail-called: the next frame is the user's
   return wrap(box[0])
@@ -108,14 +109,14 @@ end
 function tensor.empty(shape, dtype)
   local d, n = dims(shape, "tensor.empty")
   local box = box_type()
-  return result(C.mel_tensor_create(dtype_code(dtype or "f32"), n, d, box, err), box)
+  return result(make.mel_tensor_create(dtype_code(dtype or "f32"), n, d, box, err), box)
 end
 
 -- tensor.zeros(shape, dtype = "f32")
 function tensor.zeros(shape, dtype)
   local d, n = dims(shape, "tensor.zeros")
   local box = box_type()
-  return result(C.mel_tensor_zeros(dtype_code(dtype or "f32"), n, d, box, err), box)
+  return result(make.mel_tensor_zeros(dtype_code(dtype or "f32"), n, d, box, err), box)
 end
 
 -- tensor.full(shape, value, dtype = "f32")
@@ -162,8 +163,8 @@ local function noise_with(fn, what)
     return result(fn(options.seed or 0, options.stream or 0, options.offset or 0, n, d, box, err), box)
   end
 end
-tensor.noise = noise_with(function(...) return C.mel_noise_normal(...) end, "noise")
-tensor.uniform = noise_with(function(...) return C.mel_noise_uniform(...) end, "uniform")
+tensor.noise = noise_with(make.mel_noise_normal, "noise")
+tensor.uniform = noise_with(make.mel_noise_uniform, "uniform")
 
 -- ---- looking -----------------------------------------------------------------------------------
 
@@ -280,7 +281,7 @@ function Tensor:slice(axis, first, last)
     error(("slice: %d..%d is outside axis %d of %s"):format(first, last, a + 1, self:shape_text()), 2)
   end
   local box = box_type()
-  return result(C.mel_tensor_slice(handle, a, lo - 1, hi - lo + 1, box, err), box)
+  return result(make.mel_tensor_slice(handle, a, lo - 1, hi - lo + 1, box, err), box)
 end
 
 -- select(axis, i): a view without that axis.
@@ -304,7 +305,7 @@ function Tensor:permute(...)
   local codes = ffi.new("int[8]")
   for i = 1, #axes do codes[i - 1] = axis_code(self, axes[i], "permute") end
   local box = box_type()
-  return result(C.mel_tensor_permute(handle, codes, box, err), box)
+  return result(make.mel_tensor_permute(handle, codes, box, err), box)
 end
 
 -- transpose(a, b): a view with two axes exchanged.
@@ -323,7 +324,7 @@ function Tensor:reshape(...)
   if type(shape) ~= "table" then shape = { ... } end
   local d, n = dims(shape, "reshape")
   local box = box_type()
-  return result(C.mel_tensor_reshape(handle, n, d, box, err), box)
+  return result(make.mel_tensor_reshape(handle, n, d, box, err), box)
 end
 
 -- unsqueeze(axis): a view with a dimension of 1 inserted there. squeeze(axis) removes one.
@@ -347,7 +348,7 @@ end
 function Tensor:expand(shape)
   local d, n = dims(shape, "expand")
   local box = box_type()
-  return result(C.mel_tensor_expand(need(self, "expand"), n, d, box, err), box)
+  return result(make.mel_tensor_expand(need(self, "expand"), n, d, box, err), box)
 end
 
 -- ---- copies -------------------------------------------------------------------------------------
@@ -356,18 +357,18 @@ function Tensor:contiguous()
   local handle = need(self, "contiguous")
   if C.mel_tensor_is_contiguous(handle) then return self end
   local box = box_type()
-  return result(C.mel_tensor_contiguous(handle, box, err), box)
+  return result(make.mel_tensor_contiguous(handle, box, err), box)
 end
 function Tensor:clone()
   local box = box_type()
-  return result(C.mel_tensor_clone(need(self, "clone"), box, err), box)
+  return result(make.mel_tensor_clone(need(self, "clone"), box, err), box)
 end
 -- to("bf16"): itself where nothing changes.
 function Tensor:to(dtype)
   local code = dtype_code(dtype or error("to: a dtype is wanted", 2))
   if self.dtype == dtype then return self end
   local box = box_type()
-  return result(C.mel_tensor_cast(need(self, "to"), code, box, err), box)
+  return result(make.mel_tensor_cast(need(self, "to"), code, box, err), box)
 end
 -- copy_(src): in place; src broadcasts and is cast.
 function Tensor:copy_(src)
@@ -385,7 +386,7 @@ for name, code in pairs(acts) do
   if name ~= "none" then
     Tensor[name] = function(self, dtype)
       local box = box_type()
-      return result(C.mel_activate(code, need(self, name), dtype_code(dtype), box, err), box)
+      return result(make.mel_activate(code, need(self, name), dtype_code(dtype), box, err), box)
     end
   end
 end
@@ -395,7 +396,7 @@ local unaries = { neg = 0, abs = 1, exp = 2, log = 3, sqrt = 4, rsqrt = 5, squar
 for name, code in pairs(unaries) do
   Tensor[name] = function(self, dtype)
     local box = box_type()
-    return result(C.mel_unary(code, need(self, name), dtype_code(dtype), box, err), box)
+    return result(make.mel_unary(code, need(self, name), dtype_code(dtype), box, err), box)
   end
 end
 meta.__unm = function(a) return a:neg() end
@@ -404,11 +405,11 @@ local function binary(code, what)
   return function(a, b)
     local box = box_type()
     if type(b) == "number" then
-      return result(C.mel_binary_scalar(code, need(a, what), b, false, box, err), box)
+      return result(make.mel_binary_scalar(code, need(a, what), b, false, box, err), box)
     elseif type(a) == "number" then
-      return result(C.mel_binary_scalar(code, need(b, what), a, true, box, err), box)
+      return result(make.mel_binary_scalar(code, need(b, what), a, true, box, err), box)
     end
-    return result(C.mel_binary(code, need(a, what), need(b, what), box, err), box)
+    return result(make.mel_binary(code, need(a, what), need(b, what), box, err), box)
   end
 end
 meta.__add, meta.__sub = binary(0, "add"), binary(1, "subtract")
@@ -418,7 +419,7 @@ tensor.maximum, tensor.minimum = binary(4, "maximum"), binary(5, "minimum")
 
 function Tensor:clamp(low, high)
   local box = box_type()
-  return result(C.mel_clamp(need(self, "clamp"), low or -math.huge, high or math.huge, box, err), box)
+  return result(make.mel_clamp(need(self, "clamp"), low or -math.huge, high or math.huge, box, err), box)
 end
 -- add_(x, alpha = 1, gate): in place, self + alpha * x * gate; x and gate broadcast.
 function Tensor:add_(x, alpha, gate)
@@ -437,7 +438,7 @@ function tensor.lincomb(terms)
     x[i - 1] = need(terms[2 * i], "lincomb")
   end
   local box = box_type()
-  return result(C.mel_lincomb(n, c, x, box, err), box)
+  return result(make.mel_lincomb(n, c, x, box, err), box, terms)
 end
 
 -- ---- reductions -----------------------------------------------------------------------------------
@@ -449,11 +450,11 @@ for name, code in pairs(reductions) do
     local handle = need(self, name)
     if axis == nil then
       local out = double_box()
-      check(C.mel_reduce_all(code, handle, out, err))
+      check(make.mel_reduce_all(code, handle, out, err))
       return out[0]
     end
     local box = box_type()
-    return result(C.mel_reduce(code, handle, axis_code(self, axis, name), keep and true or false, box, err), box)
+    return result(make.mel_reduce(code, handle, axis_code(self, axis, name), keep and true or false, box, err), box)
   end
 end
 -- Euclidean norm, population standard deviation, inner product, count of NaN and infinities: numbers.
@@ -481,7 +482,7 @@ function tensor.concat(parts, axis)
   local handles = ffi.new("const mel_tensor*[?]", #parts)
   for i = 1, #parts do handles[i - 1] = need(parts[i], "concat") end
   local box = box_type()
-  return result(C.mel_concat(#parts, handles, axis_code(parts[1], axis or 1, "concat"), box, err), box)
+  return result(make.mel_concat(#parts, handles, axis_code(parts[1], axis or 1, "concat"), box, err), box, parts)
 end
 -- stack({a, b, ...}, axis = 1): along a new axis.
 function tensor.stack(parts, axis)
@@ -493,13 +494,13 @@ end
 function Tensor:pad(axis, before, after, value)
   local edge = value == "edge"
   local box = box_type()
-  return result(C.mel_pad(need(self, "pad"), axis_code(self, axis, "pad"), before, after, edge and 0 or value or 0,
+  return result(make.mel_pad(need(self, "pad"), axis_code(self, axis, "pad"), before, after, edge and 0 or value or 0,
     edge, box, err), box)
 end
 -- gather(table, ids): rows of table by ids (i64 or s32, counted from 0: they are token ids).
 function tensor.gather(source, ids, dtype)
   local box = box_type()
-  return result(C.mel_gather(need(source, "gather"), need(ids, "gather"), dtype_code(dtype), box, err), box)
+  return result(make.mel_gather(need(source, "gather"), need(ids, "gather"), dtype_code(dtype), box, err), box)
 end
 -- resize(axis, size, mode = "bilinear", antialias = false): mode nearest, bilinear, bicubic, area.
 local modes = { nearest = 0, bilinear = 1, bicubic = 2, area = 3 }
@@ -507,7 +508,7 @@ function Tensor:resize(axis, size, mode, antialias)
   local code = modes[mode or "bilinear"]
   if not code then error(("resize: unknown mode '%s'%s"):format(tostring(mode), lib.suggest(mode, modes)), 2) end
   local box = box_type()
-  return result(C.mel_resize(need(self, "resize"), axis_code(self, axis, "resize"), size, code, antialias or false,
+  return result(make.mel_resize(need(self, "resize"), axis_code(self, axis, "resize"), size, code, antialias or false,
     box, err), box)
 end
 -- pixel_shuffle(x [N, H, W, C*r*r], r) -> [N, H*r, W*r, C] with the channel slowest inside C*r*r, as PyTorch's; and back.
@@ -537,7 +538,7 @@ function Tensor:layer_norm(o)
   o = o or {}
   lib.check_options("layer_norm", o, norm_options)
   local box = box_type()
-  return result(C.mel_layer_norm(need(self, "layer_norm"), opt(o, "weight", "layer_norm"), opt(o, "bias",
+  return result(make.mel_layer_norm(need(self, "layer_norm"), opt(o, "weight", "layer_norm"), opt(o, "bias",
     "layer_norm"), o.eps or 1e-6,
     opt(o, "scale", "layer_norm"), opt(o, "shift", "layer_norm"), act_code(o.act), dtype_code(o.dtype), box, err), box)
 end
@@ -546,7 +547,7 @@ function Tensor:rms_norm(o)
   o = o or {}
   lib.check_options("rms_norm", o, norm_options)
   local box = box_type()
-  return result(C.mel_rms_norm(need(self, "rms_norm"), opt(o, "weight", "rms_norm"), o.eps or 1e-6, opt(o, "scale",
+  return result(make.mel_rms_norm(need(self, "rms_norm"), opt(o, "weight", "rms_norm"), o.eps or 1e-6, opt(o, "scale",
     "rms_norm"),
     opt(o, "shift", "rms_norm"), act_code(o.act), dtype_code(o.dtype), box, err), box)
 end
@@ -555,20 +556,20 @@ function Tensor:l2_norm(o)
   o = o or {}
   lib.check_options("l2_norm", o, norm_options)
   local box = box_type()
-  return result(C.mel_l2_norm(need(self, "l2_norm"), opt(o, "weight", "l2_norm"), act_code(o.act),
+  return result(make.mel_l2_norm(need(self, "l2_norm"), opt(o, "weight", "l2_norm"), act_code(o.act),
     dtype_code(o.dtype), box, err), box)
 end
 -- group_norm{groups=, weight=, bias=, eps=1e-5, act=, dtype=}: x [N, ..., C].
 function Tensor:group_norm(o)
   lib.check_options("group_norm", o, norm_options)
   local box = box_type()
-  return result(C.mel_group_norm(need(self, "group_norm"), o.groups or 1, opt(o, "weight", "group_norm"), opt(o,
+  return result(make.mel_group_norm(need(self, "group_norm"), o.groups or 1, opt(o, "weight", "group_norm"), opt(o,
     "bias", "group_norm"),
     o.eps or 1e-5, act_code(o.act), dtype_code(o.dtype), box, err), box)
 end
 function Tensor:softmax(dtype)
   local box = box_type()
-  return result(C.mel_softmax(need(self, "softmax"), dtype_code(dtype), box, err), box)
+  return result(make.mel_softmax(need(self, "softmax"), dtype_code(dtype), box, err), box)
 end
 -- rope(cos, sin, {interleaved = true, dtype=}): self [B, L, H, D], tables [L, D/2] or [B, L, D/2].
 local rope_options = { interleaved = true, dtype = true }
@@ -576,7 +577,7 @@ function Tensor:rope(cos, sin, o)
   o = o or {}
   lib.check_options("rope", o, rope_options)
   local box = box_type()
-  return result(C.mel_rope(need(self, "rope"), need(cos, "rope"), need(sin, "rope"), o.interleaved ~= false,
+  return result(make.mel_rope(need(self, "rope"), need(cos, "rope"), need(sin, "rope"), o.interleaved ~= false,
     dtype_code(o.dtype), box, err), box)
 end
 -- attention(q, k, v, {scale = 1/sqrt(D), bias=, key_bias=, causal=, dtype=}): [B, L, H, D] each.
@@ -586,7 +587,7 @@ function tensor.attention(q, k, v, o)
   lib.check_options("attention", o, attention_options)
   local hq = need(q, "attention")
   local box = box_type()
-  return result(C.mel_attention(hq, need(k, "attention"), need(v, "attention"),
+  return result(make.mel_attention(hq, need(k, "attention"), need(v, "attention"),
     o.scale or 1 / math.sqrt(q.shape[q.ndim]),
     opt(o, "bias", "attention"), opt(o, "key_bias", "attention"), o.causal or false, dtype_code(o.dtype), box,
       err), box)
@@ -597,7 +598,7 @@ function Tensor:matmul(b, o)
   o = o or {}
   lib.check_options("matmul", o, matmul_options)
   local box = box_type()
-  return result(C.mel_matmul(need(self, "matmul"), need(b, "matmul"), o.transpose or false, o.alpha or 1,
+  return result(make.mel_matmul(need(self, "matmul"), need(b, "matmul"), o.transpose or false, o.alpha or 1,
     dtype_code(o.dtype), box, err), box)
 end
 

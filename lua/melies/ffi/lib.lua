@@ -67,6 +67,35 @@ function lib.check(status, level)
   if status ~= 0 then lib.raise(status, (level or 2) + 2) end
 end
 
+-- Gives back the memory of what nobody holds. Compiled traces hold the closures and tables that they were recorded with,
+-- a model's layers among them: the traces go too, and what runs on is compiled again.
+function lib.reclaim()
+  jit.flush()
+  collectgarbage()
+  collectgarbage() -- finalizers queued by the first run at their end
+end
+
+-- lib.make.mel_x(...): C.mel_x(...) for functions that make something new and change nothing else. Where memory is short,
+-- they are called again after a collection, and where that was not enough, once more after reclaim.
+lib.make = setmetatable({}, { __index = function(made, name)
+  local fn = C[name]
+  local function patient(...)
+    local status = fn(...)
+    if status == lib.ENOMEM then
+      collectgarbage()
+      collectgarbage()
+      status = fn(...)
+    end
+    if status == lib.ENOMEM then
+      lib.reclaim()
+      status = fn(...)
+    end
+    return status
+  end
+  made[name] = patient
+  return patient
+end })
+
 -- Expected failures: true, or nil, message, status.
 function lib.try(fn, ...)
   local n = select("#", ...)

@@ -36,8 +36,7 @@ function Net:get(which)
   if self.resident == 1 then
     self.nets = {}
     for context in pairs(self.contexts) do context.made = {} end
-    collectgarbage()
-    collectgarbage() -- finalizers queued by the first run at their end
+    require("melies.ffi.lib").reclaim()
   end
   local source = self.sources[which]
   if type(source) == "function" then
