@@ -14,7 +14,7 @@ local guide = {}
 
 -- What every guide takes besides its own parameters.
 local COMMON = { text = true, negative = true, first = true, interval = true, cache = true,
-  condition = true, low = true }
+  condition = true, low = true, after = true }
 
 -- A text as the model encodes it.
 local function encoded(model, text, what, level)
@@ -66,6 +66,7 @@ end
 --   cache       a step cache (melies.step_cache.make)
 --   condition   what the model is given beside the text (model:conditions)
 --   low         { scale =, below = sigma }: another scale below a noise level, as Wan 2.2's expert for low noise has
+--   after       how many noise levels an earlier part of the run went through (default: 0)
 --   interval    { low, high }: guidance only at sigmas from low to high (Kynkäänniemi et al. 2024)
 function guide.make(name, model, opts)
   local plugin, message = name, nil
@@ -104,7 +105,7 @@ function guide.make(name, model, opts)
 
   return function(x, sigma)
     if not begin or sigma >= begin then -- a new run
-      state, begin, latest = { sigmas = 0 }, sigma, nil
+      state, begin, latest = { sigmas = opts.after or 0 }, sigma, nil
     end
     if sigma ~= latest then state.sigmas, latest = state.sigmas + 1, sigma end
     state.sigma, state.x = sigma, x

@@ -277,7 +277,8 @@ function Job:noise(shape, stream)
 end
 
 -- x_0 of a sampler run over sigmas, with a progress bar; a cancel ends it after the step.
--- opts: label=, params= (default: the job's own --sampler.*), seed=, stream=, model=, space=, on_step(i, n, x, info).
+-- opts: label=, params= (default: the job's own --sampler.*), seed=, stream=, model=, space=, on_step(i, n, x, info),
+-- whole= (all sigmas, where these are a part of a run: prompts that change follow them).
 function Job:sample(sampler, denoise, x, sigmas, opts)
   opts = opts or {}
   local params = opts.params or (sampler == self.params.sampler and self:plugin_params("sampler")) or {}
@@ -290,7 +291,7 @@ function Job:sample(sampler, denoise, x, sigmas, opts)
     self:apply_loras(model)
     if self.applied and self.applied.varies then followers[#followers + 1] = self.applied end
   end
-  if #followers > 0 then denoise = require("melies.prompt").follow(denoise, sigmas, followers) end
+  if #followers > 0 then denoise = require("melies.prompt").follow(denoise, opts.whole or sigmas, followers) end
   local result = require("melies.sampling").run(sampler, denoise, x, sigmas, {
     params = params, seed = opts.seed or self.seed, stream = opts.stream,
     space = opts.space or (model and model.space) or "flow",
