@@ -1,4 +1,4 @@
--- Holding parts of a film still while the rest is sampled.
+-- Consistency of films: holding frames still while the rest is sampled, and a report on a whole film.
 local T = require "melies.tensor"
 
 local M = {}
@@ -26,6 +26,79 @@ function M.set_first(latent, known)
   local k = known.shape[2]
   if k >= latent.shape[2] then return known end
   return T.concat({ known, latent:slice(2, k + 1) }, 2)
+end
+
+-- ---- the report -----------------------------------------------------------------------------------
+
+local function number(value) -- JSON has no others
+  return type(value) == "number" and value == value and math.abs(value) ~= math.huge and value or nil
+end
+
+local function array() return require("melies.json").array() end
+
+local function places_of(list)
+  local out = array()
+  for i, place in ipairs(list or {}) do
+    out[i] = { frame = place.frame, time = place.time, shot = place.shot, value = number(place.value), what = place.what }
+  end
+  return out
+end
+
+local report_options = { checks = true, prompt = true, fps = true, cuts = true, progress = true }
+
+-- What all checks say of a film, as plain data that JSON takes. source: a file's path, or frames as check.run takes them.
+-- opts: checks (a list or text; default: all), prompt, fps and cuts as check.run takes them, progress(frames so far).
+--   video, recipe, prompt   the file, and what melies wrote into it, where it did
+--   width, height, fps, frames, seconds
+--   cuts                    numbers of the frames (from 1) that begin a new shot
+--   shots                   { first =, last =, from =, to = } in frames and seconds
+--   checks                  { name =, help =, value =, threshold =, better = "high" | "low", pass = true | false | nil, note =,
+--                             params =, where = { { frame =, time =, shot =, value =, what = } },
+--                             series = { frames = { }, values = { } } }
+--   passed, failed          no check failed; the names of those that did
+-- Also gives what check.run returned. nil and a message.
+function M.report(source, opts)
+  opts = opts or {}
+  require("melies.ffi.lib").check_options("consistency.report", opts, report_options)
+  local check, out = require "melies.check", {}
+  local given = { prompt = opts.prompt, fps = opts.fps, cuts = opts.cuts, progress = opts.progress }
+  local raw, message
+  if type(source) == "string" then
+    local info
+    info, message = require("melies.media").info(source)
+    if not info then return nil, message end
+    local ok, params = pcall(require("melies.json").decode, info.metadata.melies_params or "{}")
+    out.video, out.recipe = source, info.metadata.melies_recipe
+    given.prompt = given.prompt or ok and type(params) == "table" and type(params.prompt) == "string" and params.prompt or nil
+    raw, message = check.file(source, opts.checks, given)
+  else
+    raw, message = check.run(source, opts.checks, given)
+  end
+  if not raw then return nil, message end
+  out.prompt = given.prompt
+  out.width, out.height, out.fps, out.frames = raw.width, raw.height, raw.fps, raw.frames
+  out.seconds = raw.frames / raw.fps
+  out.cuts, out.shots, out.checks, out.failed = array(), array(), array(), array()
+  for i, shot in ipairs(raw.shots) do
+    if i > 1 then out.cuts[#out.cuts + 1] = shot.first end
+    out.shots[i] = { first = shot.first, last = shot.last, from = (shot.first - 1) / raw.fps, to = shot.last / raw.fps }
+  end
+  local help = {}
+  for _, entry in ipairs(require("melies.registry").list "check") do help[entry.name] = entry.help end
+  for i, r in ipairs(raw.results) do
+    local series = r.series and { frames = array(), values = array() }
+    for k = 1, series and #r.series.frames or 0 do
+      local value = number(r.series.values[k])
+      if value then
+        series.frames[#series.frames + 1], series.values[#series.values + 1] = r.series.frames[k], value
+      end
+    end
+    out.checks[i] = { name = r.name, help = (r.help or help[r.name] or ""):match "^[^\n]*", value = number(r.value), threshold = number(r.threshold),
+      better = r.better, pass = r.pass, note = r.note, params = r.params, where = places_of(r.where), series = series }
+  end
+  out.passed = raw.passed
+  for i, name in ipairs(raw.failed) do out.failed[i] = name end
+  return out, raw
 end
 
 return M

@@ -564,7 +564,7 @@ function Job:begin()
     self:check(lib.try(lib.C.mel_weights_writer_create, p.save_latents, box))
     lib.C.mel_weights_writer_free(box[0])
   end
-  if self.output then
+  if self.output and recipe.params(self.recipe).output[1] == "output" then -- else the recipe writes no film
     local settings = self:output_settings()
     settings.metadata, settings.fps = nil, nil
     check_output(self.output, settings)

@@ -147,19 +147,19 @@ end
 -- ---- chunks --------------------------------------------------------------------------------------------------
 
 local FRAMES = { texts = true, frames = true, window = true, overlap = true, release = true, known = true, anchor = true,
-  free_noise = true, seed = true, label = true }
+  free_noise = true, seed = true, label = true, width = true, height = true }
 
 -- opts: texts (job:texts), frames (how many in all), window (frames of a chunk; default: the model's own number), overlap
 -- (latent frames that chunks share, default 1), release (below this sigma the shared frames are free; 0: held to the end),
 -- known (frames [n, H, W, 3] before the first: the film goes on from them, and they are not given again), anchor (0..1,
--- default 0.5; 0: none), free_noise (default true), seed, label.
+-- default 0.5; 0: none), free_noise (default true), seed, label, width and height (default: the job's).
 function M.frames(job, model, opts)
   lib.check_options("longform.frames", opts, FRAMES)
   local p, seed = job.params, opts.seed or job.seed
   local stride, overlap, release = model.stride[1], opts.overlap or 1, opts.release or 0
   local strength = opts.anchor or 0.5
   local shape = job:check(model:latent_shape { frames = math.min(opts.window or model.defaults.frames, opts.frames
-    + (opts.known and 1 + (overlap - 1) * stride or 0)), width = p.width, height = p.height })
+    + (opts.known and 1 + (overlap - 1) * stride or 0)), width = opts.width or p.width, height = opts.height or p.height })
   local window = model:frame_count(shape[2])
   if overlap >= shape[2] and opts.frames > window then
     require("melies.recipe").fail(("chunks of %d latent frames cannot share %d"):format(shape[2], overlap))

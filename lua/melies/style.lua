@@ -181,14 +181,24 @@ function M.negative(name, words)
   return join(words, style.negative, extra)
 end
 
+-- The negative words with as many of the style's as the model reads, the first ones; and whether some were left out.
+local function fitting_negative(style, words, model)
+  local whole = M.negative(style, words)
+  local text = whole
+  while not M.fits(text, model) and #text > #(words or "") do text = text:match "^(.*),.-$" or "" end
+  if #text < #(words or "") then text = words end
+  return text, text ~= whole
+end
+
 function M.apply(name, values, given, model)
   local style = wanted(name, 2)
   given = given or {}
   local out = {}
   for key, value in pairs(values) do out[key] = value end
-  local cut
+  local cut, less
   out.prompt, cut = M.fitting(style, values.prompt or "", model)
-  out.negative = M.negative(style, values.negative)
+  out.negative, less = fitting_negative(style, values.negative, model)
+  cut = cut or less
   for _, key in ipairs { "guidance", "steps", "sampler", "schedule", "shift" } do
     if style[key] ~= nil and not given[key] then out[key] = style[key] end
   end
