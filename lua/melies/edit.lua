@@ -146,7 +146,8 @@ function M.region(free, feather)
   free = free:contiguous()
   local alpha = free:unsqueeze(3)
   if feather and feather > 0 then
-    alpha = (video.blur(alpha:expand { free.shape[1], free.shape[2], 3 }:contiguous(), feather / 2) * 2 - 1):clamp(0, 1) * alpha
+    local soft = video.blur(alpha:expand { free.shape[1], free.shape[2], 3 }:contiguous(), feather / 2):slice(3, 1, 1)
+    alpha = (soft * 2 - 1):clamp(0, 1) * alpha
   end
   return { free = free, alpha = alpha }
 end

@@ -146,7 +146,7 @@ t.test("a clean film passes everything", function()
   t.eq(table.concat(report.failed, " "), "", check.text(report))
   t.eq(#report.shots, 2)
   t.eq(report.shots[2].first, 25)
-  t.eq(#report.results, 13)
+  t.eq(#report.results, 14)
   print(check.text(report))
 end)
 
