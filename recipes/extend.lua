@@ -95,6 +95,6 @@ return {
       end
       frame = after()
       return frame and fit.from(frame)
-    end)
+    end, p.direction == "forward" and { sound = source } or nil)
   end,
 }

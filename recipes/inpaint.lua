@@ -33,6 +33,6 @@ return {
     end
     return edit.write(job, edit.frames(job, model, source, { texts = job:texts(model), fit = fit,
       strength = p.strength, window = p.window, overlap = p.overlap,
-      change = function(i) return region_at((i - 1) / source.fps) or false end }))
+      change = function(i) return region_at((i - 1) / source.fps) or false end }), { sound = source })
   end,
 }

@@ -27,6 +27,6 @@ return {
       { width = source.width, height = source.height, fps = source.fps })
     job:check(next_frame, info)
     p.fps, p.factor = rate, nil
-    return melies.edit.write(job, next_frame)
+    return melies.edit.write(job, next_frame, p.slow == 1 and { sound = source } or nil)
   end,
 }

@@ -40,6 +40,6 @@ return {
       return frame and frame:pad(1, y, size.height - h - y, "edge"):pad(2, x, size.width - w - x, "edge")
     end }
     return edit.write(job, edit.frames(job, model, canvas, { texts = job:texts(model), fit = fit,
-      strength = p.strength, window = p.window, overlap = p.overlap, change = function() return region end }))
+      strength = p.strength, window = p.window, overlap = p.overlap, change = function() return region end }), { sound = source })
   end,
 }

@@ -26,8 +26,8 @@ return {
       next_frame, info = melies.pass.over(next_frame, passes, { width = source.width, height = source.height,
         fps = source.fps })
       job:check(next_frame, info)
-      return melies.edit.write(job, next_frame, { fps = info.fps })
+      return melies.edit.write(job, next_frame, { fps = info.fps, sound = source })
     end
-    return melies.edit.write(job, next_frame)
+    return melies.edit.write(job, next_frame, { sound = source })
   end,
 }

@@ -31,6 +31,6 @@ return {
         job:notice("the film ends at %.2f s: so does what is made anew", count / source.fps)
       end
       return frame
-    end)
+    end, { sound = source })
   end,
 }

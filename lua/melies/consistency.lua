@@ -93,7 +93,8 @@ function M.report(source, opts)
         series.frames[#series.frames + 1], series.values[#series.values + 1] = r.series.frames[k], value
       end
     end
-    out.checks[i] = { name = r.name, help = (r.help or help[r.name] or ""):match "^[^\n]*", value = number(r.value), threshold = number(r.threshold),
+    local about = (r.help or help[r.name] or ""):match "^[^\n]*"
+    out.checks[i] = { name = r.name, help = about, value = number(r.value), threshold = number(r.threshold),
       better = r.better, pass = r.pass, note = r.note, params = r.params, where = places_of(r.where), series = series }
   end
   out.passed = raw.passed

@@ -341,9 +341,16 @@ function M.begin(job)
 end
 
 -- Frames of next_frame() to the job's output, as longform.write does it; a size that the format cannot have is padded.
+-- opts: sound, a source that the film lasts as long as (or longer: silence follows): its sound goes with it; what media.writer
+-- takes.
 function M.write(job, next_frame, opts)
-  local settings = { pad = true }
+  local settings, sound = { pad = true }, opts and opts.sound
   for key, value in pairs(opts or {}) do settings[key] = value end
+  settings.sound = nil
+  if sound and sound.info.has_audio and job.output then
+    if media.holds_sound(job.output) then settings.audio = sound.path
+    else job:notice("%s: this format holds no sound; MP4 and WebM do", job.output) end
+  end
   return require("melies.longform").write(job, next_frame, settings)
 end
 

@@ -294,6 +294,22 @@ t.test("loop: a ring from a prompt has no seam; a film gets a join between its e
   refused("loop", { video = short, keep_length = true }, "takes the place of all of them")
 end)
 
+t.test("sound goes with the film where its time stays the same", function()
+  local tone, loud = folder .. "/tone.wav", folder .. "/loud.mp4"
+  assert(media.save_audio(tone, T.noise({ 16000, 1 }, { seed = 1 }):clamp(-1, 1) * 0.5, { rate = 8000 }))
+  assert(media.add_audio(folder .. "/short.mp4", tone, loud))
+  local function has(recipe, given)
+    given.output = folder .. "/sound.mp4"
+    given.video, given.steps = loud, given.prompt and 1 or nil
+    assert(melies.run(recipe, given))
+    return assert(media.info(given.output)).has_audio
+  end
+  t.eq(has("retake", { from = 0.05, prompt = "a ball" }), true)
+  t.eq(has("interpolate", {}), true)
+  t.eq(has("interpolate", { slow = 2 }), false)
+  t.eq(has("extend", { prompt = "a ball", seconds = 0.2, direction = "backward" }), false)
+end)
+
 t.test("loop_seam: judged where it is asked for, right about a loop and about a film that is none", function()
   local still = melies.video.blur(T.noise({ 48, 160, 3 }, { seed = 3 }), 3) + 0.5
   local function drift(n, step)
