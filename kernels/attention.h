@@ -19,6 +19,10 @@ typedef struct attention_kernels {
     // and itself. p[i] = exp(s[i] - *top) as an operand of product; returns the sum of p. s may be overwritten. All
     // -inf so far gives p = 0.
     float (*row)(float *s, int64_t n, float scale, const float *bias, const float *key_bias, float *top, void *p);
+    // The same of m rows without biases: lds floats and ldp operands apart, scales from 0 on, sums[i] for what row
+    // returns.
+    void (*rows)(int64_t m, int64_t n, float *s, int64_t lds, const float *scales, float *top, float *sums, void *p,
+        int64_t ldp);
 } attention_kernels;
 
 extern const attention_kernels attention_kernels_ref, attention_kernels_avx2, attention_kernels_avx512,

@@ -1,186 +1,182 @@
-// Scaled-dot-product attention in blocks: a block of queries against one block of keys after another with an online
-// softmax (Milakov and Gimelshein 2018; Dao et al. 2022), so that only block x block scores ever exist. Keys and
-// values are packed once a head into the panels that the product reads.
-#include "kernels/attention.h"
-#include "ops/ops.h"
+// Scaled-dot-product attention in blocks: a block of queries against some keys after another with an online softmax
+// (Milakov and Gimelshein 2018; Dao et al. 2022), so that only block x block scores ever exist. Keys and values are
+// packed once a head into the panels that the products read. A mask by blocks names the keys that a block of queries
+// sees; others cost nothing.
+#include "ops/attention.h"
 
 #include <math.h>
 #include <string.h>
 
 enum {
-    QUERIES = 96,
-    KEYS = 256
-};
+    S8_WIDEST = 1 << 16
+};                                             // channels of a head whose 8-bit products still sum up in 32 bits
 static const int64_t PACKED_MOST = 64ll << 20; // bytes of packed heads at a time
 
-typedef struct job {
-    const mel_tensor *q, *k, *v, *bias;
-    const float *key_bias;
-    int64_t key_bias_step; // floats from one sample to the next
-    mel_tensor *out;
-    const attention_kernels *kernels;
-    mel_dtype operand;
-    int64_t size;   // bytes of an operand
-    int64_t lq, lk; // tokens
-    int64_t depth;  // head width, rounded up to pairs: what q and k are packed to
-    int64_t width;  // head width, rounded up to a panel: what v is packed to
-    int64_t blocks; // key blocks
-    int64_t keys_padded;
-    float scale;
-    bool causal;
-} job;
+// Keys [key, key + count) stand in columns of the scores from `column` on.
+typedef struct run {
+    int64_t key, count, column;
+} run;
+enum {
+    RUNS = ATTENTION_KEYS / MEL_ATTENTION_BLOCK
+};
 
-static int64_t round_up(int64_t n, int64_t to) {
-    return (n + to - 1) / to * to;
-}
-
-static const char *at(const mel_tensor *t, int64_t b, int64_t l, int64_t h) {
-    return t->data + (b * t->strides[0] + l * t->strides[1] + h * t->strides[2]) * mel_dtype_size(t->dtype);
-}
-
-// n values as operands; bf16 to bf16 is a copy.
-static void load_operand(const job *j, mel_dtype dtype, const char *src, char *dst, int64_t n, float *buffer) {
-    const row_kernels *rows = mel_rows();
-    if (dtype == j->operand) {
-        memcpy(dst, src, (size_t)(n * j->size));
-    } else {
-        rows->load((int)dtype, src, buffer, n);
-        rows->store((int)j->operand, buffer, dst, n);
+// The next keys that query block `block` sees, from *at on, as runs; their number, 0 at the end. Biases are laid out by
+// key, so that with one of them there is only one run.
+static int next_runs(const attention_job *j, int64_t block, int64_t *at, run *runs) {
+    if (!j->offsets) {
+        if (*at >= j->lk) return 0;
+        runs[0] = (run){*at, j->lk - *at < ATTENTION_KEYS ? j->lk - *at : ATTENTION_KEYS, 0};
+        *at += ATTENTION_KEYS;
+        return 1;
     }
-}
-
-// One block of keys and of values of one head into panels. Keys beyond lk are zeros; scores there are cut off later.
-static void pack_block(
-    const job *j, int64_t b, int64_t h, int64_t block, char *pk, char *pv, char *row, float *buffer) {
-    const int64_t panel = j->kernels->panel, pairs = j->kernels->pairs, d = j->k->shape[3];
-    int64_t first = block * KEYS, count = j->lk - first < KEYS ? j->lk - first : KEYS;
-    int64_t padded = round_up(count, panel);
-    memset(pk, 0, (size_t)(padded * j->depth * j->size));
-    memset(pv, 0, (size_t)(round_up(count, pairs) * j->width * j->size));
-    int64_t k_pairs = round_up(count, pairs);
-    for (int64_t i = 0; i < count; i++) {
-        // keys: B[depth][key]
-        load_operand(j, j->k->dtype, at(j->k, b, first + i, h), row, d, buffer);
-        if (j->depth > d) memset(row + d * j->size, 0, (size_t)j->size);
-        mel_pack_column(pairs, row, j->depth, pk + i / panel * panel * j->depth * j->size, panel, i % panel);
-        // values: B[key][channel]
-        load_operand(j, j->v->dtype, at(j->v, b, first + i, h), row, d, buffer);
-        for (int64_t p = 0; p * panel < d; p++) {
-            int64_t n = d - p * panel < panel ? d - p * panel : panel;
-            char *base = pv + (p * panel * k_pairs + i / pairs * panel * pairs + i % pairs) * j->size;
-            if (pairs == 2)
-                for (int64_t c = 0; c < n; c++)
-                    ((uint16_t *)(void *)base)[c * 2] = ((const uint16_t *)(const void *)row)[p * panel + c];
-            else
-                memcpy(base, row + p * panel * 4, (size_t)n * 4);
+    int count = 0;
+    int64_t column = 0;
+    for (; j->offsets[block] + *at < j->offsets[block + 1] && column < ATTENTION_KEYS; ++*at) {
+        int64_t key = (int64_t)j->blocks[j->offsets[block] + *at] * MEL_ATTENTION_BLOCK;
+        int64_t n = j->lk - key < MEL_ATTENTION_BLOCK ? j->lk - key : MEL_ATTENTION_BLOCK;
+        if (count && runs[count - 1].key + runs[count - 1].count == key) {
+            runs[count - 1].count += n;
+        } else {
+            if (count && (j->bias || j->key_bias)) break;
+            runs[count++] = (run){key, n, column};
         }
+        column += n;
+    }
+    return count;
+}
+
+static const float *bias_at(const attention_job *j, int64_t b, int64_t h, int64_t query, int64_t key) {
+    if (!j->bias) return NULL;
+    const int64_t *t = j->bias->strides, *n = j->bias->shape;
+    return (const float *)(const void *)j->bias->data + (n[0] > 1 ? b : 0) * t[0] + (n[1] > 1 ? h : 0) * t[1] +
+           query * t[2] + key;
+}
+
+// Scores of m rows against one run, then their share of the sums.
+static void scores_of(const attention_job *j, int64_t m, run r, const char *pk, const attention_room *w) {
+    const char *panels = pk + r.key / j->panel_keys * j->panel_bytes;
+    const int64_t columns = (r.count + j->panel_keys - 1) / j->panel_keys * j->panel_keys;
+    if (j->s8)
+        j->s8->scores(m, columns / SCORES_PANEL, j->depth, (const uint8_t *)w->q, j->depth, (const int8_t *)panels,
+            w->s + r.column, ATTENTION_KEYS);
+    else
+        j->kernels->product(m, columns, j->depth, w->q, j->depth, panels, w->s + r.column, ATTENTION_KEYS, false);
+}
+
+static void add_values(const attention_job *j, int64_t m, run r, const char *pv, const attention_room *w) {
+    const attention_kernels *k = j->kernels;
+    const int64_t n = (r.count + k->pairs - 1) / k->pairs * k->pairs;
+    for (int64_t c = 0; c < j->width; c += k->panel)
+        k->product(m, k->panel, n, w->p + r.column * j->size, ATTENTION_KEYS,
+            pv + (c * j->keys + r.key * k->panel) * j->size, w->acc + c, j->width, true);
+}
+
+// The softmax of m rows, one at a time: with biases, and without the keys that a causal mask hides.
+static void softmax_with_biases(const attention_job *j, int64_t b, int64_t h, int64_t first, int64_t m, const run *runs,
+    int count, const attention_room *w) {
+    const int64_t key = runs[0].key, n = runs[count - 1].column + runs[count - 1].count;
+    const float *key_bias = j->key_bias ? j->key_bias + b * j->key_bias_step + key : NULL;
+    for (int64_t i = 0; i < m; i++) {
+        int64_t seen = n, last = first + i + j->lk - j->lq;
+        for (int r = 0; j->causal && r < count; r++)
+            if (runs[r].key + runs[r].count > last + 1) {
+                seen = runs[r].column + (last + 1 > runs[r].key ? last + 1 - runs[r].key : 0);
+                break;
+            }
+        char *p = w->p + i * ATTENTION_KEYS * j->size;
+        w->sums[i] = j->kernels->row(
+            w->s + i * ATTENTION_KEYS, seen, w->scales[i], bias_at(j, b, h, first + i, key), key_bias, &w->top[i], p);
+        memset(p + seen * j->size, 0, (size_t)((n - seen) * j->size));
     }
 }
 
-typedef struct scratch {
-    char *q, *p;        // operands: [QUERIES][depth], [QUERIES][KEYS]
-    float *s, *acc;     // [QUERIES][KEYS rounded to a panel], [QUERIES][width]
-    float *top, *total; // [QUERIES]
-    float *buffer;
-    char *row;
-} scratch;
-
-static void query_block(
-    const job *j, int64_t b, int64_t h, int64_t block, const char *pk, const char *pv, const scratch *w) {
-    const attention_kernels *k = j->kernels;
-    const int64_t d = j->q->shape[3], ld = round_up(KEYS, k->panel);
-    int64_t first = block * QUERIES, m = j->lq - first < QUERIES ? j->lq - first : QUERIES;
+static void query_block(const attention_job *j, int64_t b, int64_t h, int64_t block, int64_t rows, const char *pk,
+    const char *pv, const attention_room *w) {
+    const int64_t d = j->q->shape[3], first = block * rows, m = j->lq - first < rows ? j->lq - first : rows;
+    mel_attention_load_queries(j, b, h, first, m, w);
     for (int64_t i = 0; i < m; i++) {
-        char *to = w->q + i * j->depth * j->size;
-        load_operand(j, j->q->dtype, at(j->q, b, first + i, h), to, d, w->buffer);
-        if (j->depth > d) memset(to + d * j->size, 0, (size_t)((j->depth - d) * j->size));
         w->top[i] = -INFINITY;
         w->total[i] = 0;
     }
     memset(w->acc, 0, sizeof(float) * (size_t)(m * j->width));
-    const int64_t shift = j->lk - j->lq; // causal: query i sees keys up to i + shift
-    for (int64_t kb = 0; kb < j->blocks; kb++) {
-        int64_t key = kb * KEYS, n = j->lk - key < KEYS ? j->lk - key : KEYS;
-        if (j->causal && key > first + m - 1 + shift) break;
-        int64_t padded = round_up(n, k->panel), n_pairs = round_up(n, k->pairs);
-        k->product(m, padded, j->depth, w->q, j->depth, pk + kb * j->keys_padded * j->depth * j->size, w->s, ld, false);
+    run runs[RUNS];
+    int64_t at = 0;
+    for (int count; (count = next_runs(j, block, &at, runs)) > 0;) {
+        if (j->causal && runs[0].key > first + m - 1 + j->lk - j->lq) break;
+        const int64_t n = runs[count - 1].column + runs[count - 1].count;
+        for (int r = 0; r < count; r++)
+            scores_of(j, m, runs[r], pk, w);
+        memcpy(w->before, w->top, (size_t)m * sizeof *w->top);
+        if (j->bias || j->key_bias || j->causal || j->scale < 0)
+            softmax_with_biases(j, b, h, first, m, runs, count, w);
+        else
+            j->kernels->rows(m, n, w->s, ATTENTION_KEYS, w->scales, w->top, w->sums, w->p, ATTENTION_KEYS);
         for (int64_t i = 0; i < m; i++) {
-            float *s = w->s + i * ld;
-            const float *bias = NULL;
-            if (j->bias) {
-                const int64_t *t = j->bias->strides;
-                int64_t bb = j->bias->shape[0] > 1 ? b : 0, bh = j->bias->shape[1] > 1 ? h : 0;
-                bias = (const float *)(const void *)j->bias->data + bb * t[0] + bh * t[1] + (first + i) * t[2] + key;
-            }
-            if (j->causal)
-                for (int64_t c = first + i + shift + 1 > key ? first + i + shift + 1 - key : 0; c < n; c++)
-                    s[c] = -INFINITY;
-            float before = w->top[i];
-            char *p = w->p + i * KEYS * j->size;
-            float sum = k->row(
-                s, n, j->scale, bias, j->key_bias ? j->key_bias + b * j->key_bias_step + key : NULL, &w->top[i], p);
-            if (n_pairs > n) memset(p + n * j->size, 0, (size_t)j->size);
-            if (w->top[i] > before && w->total[i] > 0) {
-                float shrink = expf(before - w->top[i]);
+            if (n % j->kernels->pairs) memset(w->p + (i * ATTENTION_KEYS + n) * j->size, 0, (size_t)j->size);
+            if (w->top[i] > w->before[i] && w->total[i] > 0) {
+                float shrink = expf(w->before[i] - w->top[i]);
                 w->total[i] *= shrink;
                 float *acc = w->acc + i * j->width;
                 for (int64_t c = 0; c < j->width; c++)
                     acc[c] *= shrink;
             }
-            w->total[i] += sum;
+            w->total[i] += w->sums[i];
         }
-        k->product(m, j->width, n_pairs, w->p, KEYS, pv + kb * KEYS * j->width * j->size, w->acc, j->width, true);
+        for (int r = 0; r < count; r++)
+            add_values(j, m, runs[r], pv, w);
     }
-    const row_kernels *rows = mel_rows();
-    for (int64_t i = 0; i < m; i++) {
+    const int64_t step = j->out->shape[2] * d * mel_dtype_size(j->out->dtype); // bytes from token to token
+    char *to = j->out->data + ((b * j->lq + first) * step) + h * step / j->out->shape[2];
+    for (int64_t i = 0; i < m; i++, to += step) {
         float *acc = w->acc + i * j->width, r = w->total[i] > 0 ? 1.0f / w->total[i] : 0.0f;
+        for (int64_t byte = 0; byte < step / j->out->shape[2] && i + 8 < m; byte += 64)
+            __builtin_prefetch(to + 8 * step + byte, 1);
         for (int64_t c = 0; c < d; c++)
             acc[c] *= r;
-        int64_t to = ((b * j->lq + first + i) * j->out->shape[2] + h) * d;
-        rows->store((int)j->out->dtype, acc, j->out->data + to * mel_dtype_size(j->out->dtype), d);
+        mel_rows()->store((int)j->out->dtype, acc, to, d);
     }
 }
 
 static void *take(char **p, int64_t bytes) {
     void *here = *p;
-    *p += round_up(bytes, 64);
+    *p += (bytes + 63) / 64 * 64;
     return here;
 }
 
-static scratch cut_scratch(const job *j, char *p, int64_t *bytes) {
+static attention_room cut_room(const attention_job *j, char *p, int64_t *bytes) {
     char *start = p;
-    int64_t d = j->q->shape[3], ld = round_up(KEYS, j->kernels->panel);
-    scratch w;
-    w.q = take(&p, QUERIES * j->depth * j->size);
-    w.p = take(&p, QUERIES * KEYS * j->size);
-    w.s = take(&p, QUERIES * ld * 4);
-    w.acc = take(&p, QUERIES * j->width * 4);
-    w.top = take(&p, QUERIES * 4);
-    w.total = take(&p, QUERIES * 4);
-    w.buffer = take(&p, (d + 2) * 4);
-    w.row = take(&p, (d + 2) * 4);
+    attention_room w;
+    w.q = take(&p, ATTENTION_QUERIES * j->depth * j->size);
+    w.p = take(&p, ATTENTION_QUERIES * ATTENTION_KEYS * j->size);
+    w.scales = take(&p, ATTENTION_QUERIES * 4);
+    w.s = take(&p, ATTENTION_QUERIES * ATTENTION_KEYS * 4);
+    w.acc = take(&p, ATTENTION_QUERIES * j->width * 4);
+    w.top = take(&p, ATTENTION_QUERIES * 4);
+    w.before = take(&p, ATTENTION_QUERIES * 4);
+    w.total = take(&p, ATTENTION_QUERIES * 4);
+    w.sums = take(&p, ATTENTION_QUERIES * 4);
+    w.buffer = take(&p, (j->width + 4) * 4);
+    w.rows = take(&p, 2 * (j->width + 4) * 4);
     *bytes = p - start;
     return w;
 }
 
-static mel_status run(job *j, mel_error *err) {
+static mel_status run_job(attention_job *j, mel_error *err) {
     const int64_t batch = j->q->shape[0], heads = j->q->shape[2], d = j->q->shape[3];
-    const attention_kernels *k = j->kernels;
-    j->depth = round_up(d, k->pairs);
-    j->width = round_up(d, k->panel);
-    j->blocks = (j->lk + KEYS - 1) / KEYS;
-    j->keys_padded = round_up(KEYS, k->panel);
-    int64_t bytes_k = j->blocks * j->keys_padded * j->depth * j->size, bytes_v = j->blocks * KEYS * j->width * j->size;
-    int64_t group = PACKED_MOST / (bytes_k + bytes_v + 1);
+    mel_attention_sizes(j);
+    const int64_t packed_head = j->bytes_k + j->bytes_v, mean_head = j->s8 ? d : 0;
+    int64_t group = PACKED_MOST / (packed_head + 1);
     if (group < 1) group = 1;
     if (group > batch * heads) group = batch * heads;
-    int64_t qblocks = (j->lq + QUERIES - 1) / QUERIES, each;
-    int64_t work = j->lq * j->lk * d;
+    const int64_t rows = j->offsets ? MEL_ATTENTION_BLOCK : ATTENTION_QUERIES;
+    const int64_t qblocks = (j->lq + rows - 1) / rows, kblocks = (j->lk + ATTENTION_KEYS - 1) / ATTENTION_KEYS;
+    int64_t work = j->lq * j->lk * d, each;
     int threads = work * group >= 1 << 22 ? mel_threads() : 1;
-    cut_scratch(j, NULL, &each);
-    char *packed = mel_alloc((size_t)(group * (bytes_k + bytes_v)), err);
+    cut_room(j, NULL, &each);
+    char *packed = mel_alloc((size_t)(group * packed_head), err);
     char *room = packed ? mel_alloc((size_t)(threads * each), err) : NULL;
-    mel_status s = room ? MEL_OK : MEL_ENOMEM;
+    float *means = room ? mel_alloc((size_t)(group * mean_head + 1) * 4, err) : NULL;
+    mel_status s = means ? MEL_OK : MEL_ENOMEM;
     for (int64_t g = 0; g < batch * heads && !s; g += group) {
         int64_t count = batch * heads - g < group ? batch * heads - g : group;
         int next_room = 0;
@@ -190,24 +186,32 @@ static mel_status run(job *j, mel_error *err) {
 #pragma omp atomic capture
             mine = next_room++;
             int64_t unused;
-            scratch w = cut_scratch(j, room + mine * each, &unused);
+            attention_room w = cut_room(j, room + mine * each, &unused);
+            if (j->s8) {
 #pragma omp for schedule(dynamic)
-            for (int64_t t = 0; t < count * j->blocks; t++) {
-                int64_t head = g + t / j->blocks, block = t % j->blocks;
-                char *base = packed + (head - g) * (bytes_k + bytes_v);
-                pack_block(j, head / heads, head % heads, block, base + block * j->keys_padded * j->depth * j->size,
-                    base + bytes_k + block * KEYS * j->width * j->size, w.row, w.buffer);
+                for (int64_t t = 0; t < count; t++)
+                    mel_attention_mean(j, (g + t) / heads, (g + t) % heads, w.buffer, means + t * d);
+            }
+#pragma omp for schedule(dynamic)
+            for (int64_t t = 0; t < count * kblocks; t++) {
+                int64_t head = t / kblocks, b = (g + head) / heads, h = (g + head) % heads;
+                int64_t first = t % kblocks * ATTENTION_KEYS;
+                int64_t n = j->lk - first < ATTENTION_KEYS ? j->lk - first : ATTENTION_KEYS;
+                char *base = packed + head * packed_head;
+                mel_attention_pack_keys(j, b, h, first, n, means + head * mean_head, base, &w);
+                mel_attention_pack_values(j, b, h, first, n, base + j->bytes_k, &w);
             }
 #pragma omp for schedule(dynamic)
             for (int64_t t = 0; t < count * qblocks; t++) {
                 if (mel_canceled()) continue;
                 int64_t head = g + t / qblocks;
-                const char *base = packed + (head - g) * (bytes_k + bytes_v);
-                query_block(j, head / heads, head % heads, t % qblocks, base, base + bytes_k, &w);
+                const char *base = packed + (head - g) * packed_head;
+                query_block(j, head / heads, head % heads, t % qblocks, rows, base, base + j->bytes_k, &w);
             }
         }
         s = mel_check_cancel(err);
     }
+    mel_free(means);
     mel_free(room);
     mel_free(packed);
     return s;
@@ -249,48 +253,122 @@ static mel_status dense_last(const mel_tensor *t, mel_tensor **out, mel_error *e
     return MEL_OK;
 }
 
-mel_status mel_attention(const mel_tensor *q, const mel_tensor *k, const mel_tensor *v, double scale,
-    const mel_tensor *bias, const mel_tensor *key_bias, bool causal, mel_dtype dtype, mel_tensor **out,
-    mel_error *err) {
+// A mask's two tensors, and how many pairs of blocks it lets through.
+static mel_status check_mask(
+    const mel_tensor *offsets, const mel_tensor *blocks, int64_t lq, int64_t lk, int64_t *seen, mel_error *err) {
+    const int64_t nq = (lq + MEL_ATTENTION_BLOCK - 1) / MEL_ATTENTION_BLOCK;
+    const int64_t nk = (lk + MEL_ATTENTION_BLOCK - 1) / MEL_ATTENTION_BLOCK;
+    char a[128], b[128];
+    if (!offsets || !blocks)
+        return mel_fail(err, MEL_EINVAL, "attention: a mask is offsets and blocks; only %s were given",
+            offsets ? "offsets" : "blocks");
+    if (offsets->dtype != MEL_S32 || blocks->dtype != MEL_S32 || offsets->ndim != 1 || blocks->ndim != 1 ||
+        offsets->shape[0] != nq + 1)
+        return mel_fail(err, MEL_EINVAL,
+            "attention: the mask is %s %s and %s %s: s32 offsets [%lld] and s32 blocks [n] are wanted for %lld queries",
+            mel_dtype_name(offsets->dtype), mel_tensor_shape_text(offsets, a, sizeof a), mel_dtype_name(blocks->dtype),
+            mel_tensor_shape_text(blocks, b, sizeof b), (long long)nq + 1, (long long)lq);
+    const int32_t *at = (const int32_t *)(const void *)offsets->data;
+    const int32_t *key = (const int32_t *)(const void *)blocks->data;
+    if (at[0] != 0 || at[nq] != blocks->shape[0])
+        return mel_fail(err, MEL_EINVAL, "attention: the mask's offsets go from %d to %d, not from 0 to %lld",
+            (int)at[0], (int)at[nq], (long long)blocks->shape[0]);
+    for (int64_t i = 0; i < nq; i++)
+        if (at[i] > at[i + 1] || at[i + 1] > blocks->shape[0])
+            return mel_fail(err, MEL_EINVAL, "attention: the mask's offset %lld is %d, the next %d", (long long)i + 1,
+                (int)at[i], (int)at[i + 1]);
+    for (int64_t i = 0; i < nq; i++)
+        for (int64_t t = at[i]; t < at[i + 1]; t++)
+            if (key[t] < 0 || key[t] >= nk || (t > at[i] && key[t] <= key[t - 1]))
+                return mel_fail(err, MEL_EINVAL,
+                    "attention: the mask gives query block %lld key block %d: ascending ones from 0 to %lld are wanted",
+                    (long long)i, (int)key[t], (long long)nk - 1);
+    *seen = blocks->shape[0];
+    return MEL_OK;
+}
+
+static void choose_kernels(attention_job *j, bool half, bool s8_scores) {
+    const mel_isa isa = mel_cpu_isa();
+    j->kernels = mel_product_kernels(half ? MEL_BF16 : MEL_F32);
+    j->operand = j->kernels->pairs == 2 ? MEL_BF16 : MEL_F32;
+    j->size = mel_dtype_size(j->operand);
+    if (!s8_scores) return;
+    const bool vnni = isa == MEL_ISA_AVX512_BF16; // every processor with the one has the other
+    j->s8 = vnni ? &scores_s8_kernels_avx512 : isa >= MEL_ISA_AVX2 ? &scores_s8_kernels_avx2 : &scores_s8_kernels_ref;
+    j->quantizer = vnni ? &gemm_s8_kernels_avx512 : &gemm_s8_kernels_ref;
+}
+
+mel_status mel_attention_with(const mel_tensor *q, const mel_tensor *k, const mel_tensor *v,
+    const mel_attention_options *o, mel_tensor **out, mel_error *err) {
     mel_dtype dst;
     MEL_SPAN("attention");
     mel_status s = mel_check_cancel(err);
-    if (!s) s = mel_out_dtype(q, dtype, "attention", &dst, err);
+    if (!s) s = mel_out_dtype(q, o->dtype, "attention", &dst, err);
     if (!s) s = mel_need_float(k, "attention", err);
     if (!s) s = mel_need_float(v, "attention", err);
-    if (!s) s = check(q, k, v, bias, key_bias, err);
+    if (!s) s = check(q, k, v, o->bias, o->key_bias, err);
+    if (!s && o->s8_scores && q->shape[3] > S8_WIDEST)
+        s = mel_fail(err, MEL_EINVAL, "attention: heads of %lld are too wide for scores in 8 bits, at most %d",
+            (long long)q->shape[3], S8_WIDEST);
     if (s) return s;
-    MEL_FLOP(4.0 * (double)mel_tensor_numel(q) * (double)k->shape[1]);
-    mel_tensor *mine[5] = {NULL}, *y = NULL;
-    const mel_tensor *given[5] = {q, k, v, bias, key_bias};
-    for (int i = 0; i < 5 && !s; i++)
-        if (given[i]) s = i < 4 ? dense_last(given[i], &mine[i], err) : mel_tensor_contiguous(given[i], &mine[i], err);
+    enum {
+        Q,
+        K,
+        V,
+        BIAS,
+        KEY_BIAS,
+        OFFSETS,
+        BLOCKS,
+        GIVEN
+    };
+    const mel_tensor *given[GIVEN] = {q, k, v, o->bias, o->key_bias, o->offsets, o->blocks};
+    mel_tensor *mine[GIVEN] = {NULL}, *y = NULL;
+    for (int i = 0; i < GIVEN && !s; i++)
+        if (given[i])
+            s = i < KEY_BIAS ? dense_last(given[i], &mine[i], err) : mel_tensor_contiguous(given[i], &mine[i], err);
+    const int64_t lq = q->shape[1], lk = k->shape[1];
+    double pairs = (double)lq * (double)lk;
+    if (!s && (o->offsets || o->blocks)) {
+        int64_t seen = 0;
+        s = check_mask(mine[OFFSETS], mine[BLOCKS], lq, lk, &seen, err);
+        pairs = (double)seen * MEL_ATTENTION_BLOCK * MEL_ATTENTION_BLOCK;
+    }
+    MEL_FLOP(4.0 * pairs * (double)(q->shape[0] * q->shape[2] * q->shape[3]));
     if (!s) s = mel_tensor_like(q, dst, &y, err);
     if (!s && mel_tensor_numel(y) > 0) {
-        job j = {.q = mine[0],
-            .k = mine[1],
-            .v = mine[2],
-            .bias = mine[3],
+        attention_job j = {.q = mine[Q],
+            .k = mine[K],
+            .v = mine[V],
+            .bias = mine[BIAS],
             .out = y,
-            .scale = (float)scale,
-            .causal = causal,
-            .lq = q->shape[1],
-            .lk = k->shape[1]};
-        if (mine[4]) {
-            j.key_bias = (const float *)(const void *)mine[4]->data;
-            j.key_bias_step = key_bias->ndim == 2 && key_bias->shape[0] > 1 ? j.lk : 0;
+            .scale = (float)o->scale,
+            .causal = o->causal,
+            .lq = lq,
+            .lk = lk};
+        if (o->offsets) {
+            j.offsets = (const int32_t *)(const void *)mine[OFFSETS]->data;
+            j.blocks = (const int32_t *)(const void *)mine[BLOCKS]->data;
         }
-        bool half = q->dtype == MEL_BF16 && k->dtype == MEL_BF16 && v->dtype == MEL_BF16;
-        j.kernels = mel_product_kernels(half ? MEL_BF16 : MEL_F32);
-        j.operand = j.kernels->pairs == 2 ? MEL_BF16 : MEL_F32;
-        j.size = mel_dtype_size(j.operand);
-        s = j.lk > 0 ? run(&j, err) : mel_tensor_fill(y, 0, err);
+        if (o->key_bias) {
+            j.key_bias = (const float *)(const void *)mine[KEY_BIAS]->data;
+            j.key_bias_step = o->key_bias->ndim == 2 && o->key_bias->shape[0] > 1 ? lk : 0;
+        }
+        choose_kernels(&j, q->dtype == MEL_BF16 && k->dtype == MEL_BF16 && v->dtype == MEL_BF16, o->s8_scores);
+        s = lk > 0 ? run_job(&j, err) : mel_tensor_fill(y, 0, err);
     }
-    for (int i = 0; i < 5; i++)
+    for (int i = 0; i < GIVEN; i++)
         mel_tensor_unref(mine[i]);
     if (s)
         mel_tensor_unref(y);
     else
         *out = y;
     return s;
+}
+
+mel_status mel_attention(const mel_tensor *q, const mel_tensor *k, const mel_tensor *v, double scale,
+    const mel_tensor *bias, const mel_tensor *key_bias, bool causal, mel_dtype dtype, mel_tensor **out,
+    mel_error *err) {
+    const mel_attention_options options = {
+        .scale = scale, .bias = bias, .key_bias = key_bias, .causal = causal, .dtype = dtype};
+    return mel_attention_with(q, k, v, &options, out, err);
 }

@@ -580,17 +580,32 @@ function Tensor:rope(cos, sin, o)
   return result(make.mel_rope(need(self, "rope"), need(cos, "rope"), need(sin, "rope"), o.interleaved ~= false,
     dtype_code(o.dtype), box, err), box)
 end
--- attention(q, k, v, {scale = 1/sqrt(D), bias=, key_bias=, causal=, dtype=}): [B, L, H, D] each.
-local attention_options = { scale = true, bias = true, key_bias = true, causal = true, dtype = true }
+-- attention(q, k, v, {scale = 1/sqrt(D), bias=, key_bias=, causal=, dtype=, scores=, mask=}): [B, L, H, D] each.
+-- scores = "s8": q and k in 8 bits. mask: the keys that each block of queries sees (melies.sparse_attention).
+local attention_options = { scale = true, bias = true, key_bias = true, causal = true, dtype = true, scores = true,
+  mask = true }
+local attention_box = ffi.typeof "mel_attention_options"
 function tensor.attention(q, k, v, o)
   o = o or {}
   lib.check_options("attention", o, attention_options)
   local hq = need(q, "attention")
-  local box = box_type()
-  return result(make.mel_attention(hq, need(k, "attention"), need(v, "attention"),
-    o.scale or 1 / math.sqrt(q.shape[q.ndim]),
-    opt(o, "bias", "attention"), opt(o, "key_bias", "attention"), o.causal or false, dtype_code(o.dtype), box,
-      err), box)
+  if o.scores ~= nil and o.scores ~= "s8" then
+    error(("attention: scores is '%s'; there is only 's8', and nothing for those of the operands"):format(
+      tostring(o.scores)), 2)
+  end
+  local mask = o.mask
+  if mask ~= nil and (type(mask) ~= "table" or not mask.offsets or not mask.blocks) then
+    error("attention: the mask is no mask of melies.sparse_attention", 2)
+  end
+  local box, given = box_type(), attention_box()
+  given.scale, given.causal, given.s8_scores = o.scale or 1 / math.sqrt(q.shape[q.ndim]), o.causal or false,
+    o.scores == "s8"
+  given.bias, given.key_bias, given.dtype = opt(o, "bias", "attention"), opt(o, "key_bias", "attention"),
+    dtype_code(o.dtype)
+  if mask then
+    given.offsets, given.blocks = need(mask.offsets, "attention"), need(mask.blocks, "attention")
+  end
+  return result(make.mel_attention_with(hq, need(k, "attention"), need(v, "attention"), given, box, err), box)
 end
 -- matmul(b, {transpose = false, alpha = 1, dtype=}): [..., M, K] x [..., K, N] ([..., N, K] where transposed).
 local matmul_options = { transpose = true, alpha = true, dtype = true }

@@ -428,12 +428,12 @@ static void ropes(void) {
 // The same bits from one thread and from three, on shapes large enough to be shared out.
 static void threads_agree(void) {
     mel_tensor *x = random_tensor(MEL_F32, SHAPE(2, 700, 4, 32)), *w = random_tensor(MEL_F32, SHAPE(64, 32));
-    mel_tensor *c = random_tensor(MEL_F32, SHAPE(700, 16)), *first[8] = {NULL};
+    mel_tensor *c = random_tensor(MEL_F32, SHAPE(700, 16)), *first[9] = {NULL};
     mel_linear *layer = NULL;
     CHECK_OK(mel_linear_create(w, NULL, MEL_F32, &layer, err));
     for (int threads = 1; threads <= 3; threads += 2) {
         CHECK_OK(mel_set_threads(threads, err));
-        mel_tensor *y[8] = {NULL};
+        mel_tensor *y[9] = {NULL};
         CHECK_OK(mel_activate(MEL_ACT_SILU, x, MEL_SAME, &y[0], err));
         CHECK_OK(mel_reduce(MEL_SUM, x, 1, false, &y[1], err));
         CHECK_OK(mel_layer_norm(x, NULL, NULL, 1e-5, NULL, NULL, MEL_ACT_NONE, MEL_SAME, &y[2], err));
@@ -442,7 +442,8 @@ static void threads_agree(void) {
         CHECK_OK(mel_group_norm(x, 4, NULL, NULL, 1e-5, MEL_ACT_NONE, MEL_SAME, &y[5], err));
         CHECK_OK(mel_resize(x, 1, 333, MEL_BILINEAR, true, &y[6], err));
         CHECK_OK(mel_linear_run(layer, x, MEL_ACT_NONE, MEL_SAME, &y[7], err));
-        for (int i = 0; i < 8; i++) {
+        CHECK_OK(mel_attention_with(x, x, x, &(mel_attention_options){.scale = 0.2, .s8_scores = true}, &y[8], err));
+        for (int i = 0; i < 9; i++) {
             if (first[i]) {
                 CHECK(
                     y[i] && !memcmp(mel_tensor_data(first[i]), mel_tensor_data(y[i]), (size_t)mel_tensor_bytes(y[i])));
@@ -453,7 +454,7 @@ static void threads_agree(void) {
         }
     }
     CHECK_OK(mel_set_threads(0, err));
-    for (int i = 0; i < 8; i++)
+    for (int i = 0; i < 9; i++)
         mel_tensor_unref(first[i]);
     mel_linear_free(layer);
     DROP(x, w, c);

@@ -3,7 +3,7 @@
 
 // Inputs of all kinds, made once.
 static mel_tensor *x, *y, *w, *vec, *bad, *ints, *scalar, *empty, *tokens, *table, *shared, *image, *kernel;
-static mel_tensor *half_tokens, *bytes;
+static mel_tensor *half_tokens, *bytes, *mask_offsets, *mask_blocks;
 
 static void setup(void) {
     x = random_tensor(MEL_F32, SHAPE(4, 6));
@@ -21,11 +21,16 @@ static void setup(void) {
     image = random_tensor(MEL_BF16, SHAPE(1, 5, 5, 4));
     kernel = random_tensor(MEL_BF16, SHAPE(8, 4, 3, 3));
     bytes = random_tensor(MEL_U8, SHAPE(4, 6));
+    mask_offsets = random_tensor(MEL_S32, SHAPE(2)), mask_blocks = random_tensor(MEL_S32, SHAPE(1));
+    CHECK_OK(mel_tensor_set(mask_offsets, 0, 0, err));
+    CHECK_OK(mel_tensor_set(mask_offsets, 1, 1, err));
+    CHECK_OK(mel_tensor_set(mask_blocks, 0, 0, err));
     CHECK_OK(mel_tensor_expand(vec, SHAPE(4, 6), &shared, err));
 }
 
 static void teardown(void) {
-    DROP(x, y, w, vec, bad, ints, scalar, empty, tokens, half_tokens, table, shared, image, kernel, bytes);
+    DROP(x, y, w, vec, bad, ints, scalar, empty, tokens, half_tokens, table, shared, image, kernel, bytes, mask_offsets,
+        mask_blocks);
 }
 
 // Fails with MEL_EINVAL, the text in its message, and leaves the output alone.
@@ -137,6 +142,45 @@ static void attention(void) {
     REFUSES(mel_attention(t, t, t, 1, NULL, NULL, false, MEL_I64, &out, err), "not i64");
 }
 
+static mel_tensor *s32_of(int64_t n, const int *values) {
+    mel_tensor *made = NULL;
+    CHECK_OK(mel_tensor_create(MEL_S32, 1, &n, &made, err));
+    for (int64_t i = 0; i < n; i++)
+        CHECK_OK(mel_tensor_set(made, i, values[i], err));
+    return made;
+}
+
+// One block of queries and of keys: offsets { 0, 1 } and blocks { 0 } are right.
+static void attention_masks(void) {
+    const mel_tensor *t = tokens;
+    mel_attention_options o = {.scale = 1};
+    mel_tensor *right = s32_of(2, (int[]){0, 1}), *first = s32_of(1, (int[]){0}), *far = s32_of(1, (int[]){1});
+    mel_tensor *late = s32_of(2, (int[]){1, 1}), *longer = s32_of(2, (int[]){0, 2}), *twice = s32_of(2, (int[]){0, 0});
+    mel_tensor *below = s32_of(1, (int[]){-1});
+    o.offsets = right;
+    REFUSES(mel_attention_with(t, t, t, &o, &out, err), "only offsets were given");
+    o.blocks = x;
+    REFUSES(mel_attention_with(t, t, t, &o, &out, err), "the mask is s32 [2] and f32 [4, 6]: s32 offsets [2]");
+    o.blocks = far;
+    REFUSES(mel_attention_with(t, t, t, &o, &out, err), "gives query block 0 key block 1: ascending ones from 0 to 0");
+    o.blocks = below;
+    REFUSES(mel_attention_with(t, t, t, &o, &out, err), "key block -1");
+    o.blocks = twice;
+    REFUSES(mel_attention_with(t, t, t, &o, &out, err), "offsets go from 0 to 1, not from 0 to 2");
+    o.offsets = longer;
+    REFUSES(mel_attention_with(t, t, t, &o, &out, err), "gives query block 0 key block 0");
+    o.offsets = late, o.blocks = first;
+    REFUSES(mel_attention_with(t, t, t, &o, &out, err), "offsets go from 1 to 1");
+    o.offsets = first;
+    REFUSES(mel_attention_with(t, t, t, &o, &out, err), "s32 offsets [2]");
+    DROP(right, first, far, late, longer, twice, below);
+    mel_tensor *wide = NULL;
+    CHECK_OK(mel_tensor_create(MEL_F32, 4, (int64_t[]){1, 1, 1, 65537}, &wide, err));
+    REFUSES(mel_attention_with(wide, wide, wide, &(mel_attention_options){.scale = 1, .s8_scores = true}, &out, err),
+        "heads of 65537 are too wide");
+    DROP(wide);
+}
+
 static void layers(void) {
     mel_linear *linear = NULL;
     mel_conv *conv = NULL;
@@ -203,6 +247,10 @@ CALL(call_group_norm, mel_group_norm(shared, 2, vec, vec, 1e-5, MEL_ACT_SILU, ME
 CALL(call_rope, mel_rope(half_tokens, table, table, true, MEL_SAME, out, err))
 CALL(call_attention, mel_attention(tokens, tokens, tokens, 1, NULL, NULL, true, MEL_SAME, out, err))
 CALL(call_attention_bf16, mel_attention(half_tokens, half_tokens, half_tokens, 1, NULL, NULL, false, MEL_F32, out, err))
+CALL(call_attention_s8,
+    mel_attention_with(tokens, tokens, tokens,
+        &(mel_attention_options){.scale = 1, .s8_scores = true, .offsets = mask_offsets, .blocks = mask_blocks}, out,
+        err))
 CALL(call_matmul, mel_matmul(x, w, true, 0.5, MEL_BF16, out, err))
 CALL(call_matmul_batched, mel_matmul(tokens, half_tokens, true, 1, MEL_F16, out, err))
 
@@ -257,8 +305,9 @@ static const struct {
     ROW(activate, false), ROW(unary, false), ROW(binary, false), ROW(scalar, false), ROW(clamp, false),
     ROW(reduce, false), ROW(concat, false), ROW(pad, false), ROW(pad_edge, false), ROW(gather, false),
     ROW(resize, true), ROW(layer_norm, true), ROW(rms_norm, true), ROW(l2_norm, true), ROW(softmax, true),
-    ROW(group_norm, true), ROW(rope, true), ROW(attention, true), ROW(attention_bf16, true), ROW(matmul, true),
-    ROW(matmul_batched, true), ROW(linear, true), ROW(linear_bias, true), ROW(conv, true), ROW(conv_bf16, true)};
+    ROW(group_norm, true), ROW(rope, true), ROW(attention, true), ROW(attention_bf16, true), ROW(attention_s8, true),
+    ROW(matmul, true), ROW(matmul_batched, true), ROW(linear, true), ROW(linear_bias, true), ROW(conv, true),
+    ROW(conv_bf16, true)};
 enum {
     CALLS = sizeof calls / sizeof *calls
 };
@@ -357,6 +406,7 @@ int main(void) {
     RUN(moving);
     RUN(norms);
     RUN(attention);
+    RUN(attention_masks);
     RUN(layers);
     RUN(every_allocation_fails);
     RUN(layers_recover);

@@ -6,8 +6,44 @@
 typedef struct attention_case {
     int64_t b, lq, lk, h, d;
     mel_dtype dtype;
-    bool causal, bias, key_bias, scatter;
+    bool causal, bias, key_bias, scatter, s8, mask;
 } attention_case;
+
+// Values as they are after 8 bits, a token of a head at a time; keys less their mean over the tokens.
+static void quantize_naively(double *x, int64_t b, int64_t l, int64_t h, int64_t d, bool keys) {
+    for (int64_t r = 0; r < b * h && keys; r++)
+        for (int64_t c = 0; c < d; c++) {
+            double *first = x + (r / h * l * h + r % h) * d + c, mean = 0;
+            for (int64_t i = 0; i < l; i++)
+                mean += first[i * h * d] / (double)l;
+            for (int64_t i = 0; i < l; i++)
+                first[i * h * d] -= mean;
+        }
+    for (int64_t t = 0; t < b * l * h; t++) {
+        double top = 0;
+        for (int64_t c = 0; c < d; c++)
+            top = fmax(top, fabs(x[t * d + c]));
+        for (int64_t c = 0; c < d && top > 0; c++)
+            x[t * d + c] = nearbyint(x[t * d + c] / top * 127) * top / 127;
+    }
+}
+
+// A mask that lets through some blocks, none of the second block of queries; seen[i * nk + j] tells which.
+static void random_mask(int64_t lq, int64_t lk, bool *seen, mel_tensor **offsets, mel_tensor **blocks) {
+    const int64_t nq = (lq + MEL_ATTENTION_BLOCK - 1) / MEL_ATTENTION_BLOCK;
+    const int64_t nk = (lk + MEL_ATTENTION_BLOCK - 1) / MEL_ATTENTION_BLOCK;
+    int64_t n = 0, at = 0;
+    for (int64_t i = 0; i < nq * nk; i++)
+        n += seen[i] = i / nk != 1 && random_value(1) > -0.3;
+    CHECK_OK(mel_tensor_create(MEL_S32, 1, (int64_t[]){nq + 1}, offsets, err));
+    CHECK_OK(mel_tensor_create(MEL_S32, 1, (int64_t[]){n}, blocks, err));
+    for (int64_t i = 0; i < nq; i++) {
+        CHECK_OK(mel_tensor_set(*offsets, i, (double)at, err));
+        for (int64_t j = 0; j < nk; j++)
+            if (seen[i * nk + j]) CHECK_OK(mel_tensor_set(*blocks, at++, (double)j, err));
+    }
+    CHECK_OK(mel_tensor_set(*offsets, nq, (double)at, err));
+}
 
 static void attend(const attention_case *t) {
     mel_tensor *q = random_tensor(t->dtype, SHAPE(t->b, t->lq, t->h, t->d)), *y = NULL, *bias = NULL, *key = NULL;
@@ -22,6 +58,14 @@ static void attend(const attention_case *t) {
     }
     double *vq = values_of(q), *vk = values_of(k), *vv = values_of(v), *vb = bias ? values_of(bias) : NULL;
     double *vm = key ? values_of(key) : NULL, scale = 1 / sqrt((double)t->d);
+    if (t->s8) {
+        quantize_naively(vq, t->b, t->lq, t->h, t->d, false);
+        quantize_naively(vk, t->b, t->lk, t->h, t->d, true);
+    }
+    mel_tensor *offsets = NULL, *blocks = NULL;
+    bool seen[256];
+    if (t->mask) random_mask(t->lq, t->lk, seen, &offsets, &blocks);
+    const int64_t nk = (t->lk + MEL_ATTENTION_BLOCK - 1) / MEL_ATTENTION_BLOCK;
     double *want = calloc((size_t)(t->b * t->lq * t->h * t->d) + 1, sizeof(double));
     double *s = malloc(sizeof(double) * (size_t)(t->lk + 1));
     for (int64_t r = 0; r < t->b * t->lq * t->h; r++) {
@@ -35,6 +79,7 @@ static void attend(const attention_case *t) {
             if (vb) s[j] += vb[(h * t->lq + i) * t->lk + j];
             if (vm) s[j] += vm[b * t->lk + j];
             if (t->causal && j > i + t->lk - t->lq) s[j] = -INFINITY;
+            if (t->mask && !seen[i / MEL_ATTENTION_BLOCK * nk + j / MEL_ATTENTION_BLOCK]) s[j] = -INFINITY;
             top = fmax(top, s[j]);
         }
         for (int64_t j = 0; j < t->lk; j++) {
@@ -45,27 +90,48 @@ static void attend(const attention_case *t) {
             for (int64_t e = 0; e < t->d; e++)
                 want[r * t->d + e] += s[j] / total * vv[((b * t->lk + j) * t->h + h) * t->d + e];
     }
-    CHECK_OK(mel_attention(q, k, v, scale, bias, key, t->causal, MEL_F32, &y, err));
+    const mel_attention_options options = {.scale = scale,
+        .bias = bias,
+        .key_bias = key,
+        .causal = t->causal,
+        .dtype = MEL_F32,
+        .s8_scores = t->s8,
+        .offsets = offsets,
+        .blocks = blocks};
+    if (t->s8 || t->mask)
+        CHECK_OK(mel_attention_with(q, k, v, &options, &y, err));
+    else
+        CHECK_OK(mel_attention(q, k, v, scale, bias, key, t->causal, MEL_F32, &y, err));
     char what[96];
-    snprintf(what, sizeof what, "attention %lld %lld %lld %lld %lld %s%s", (long long)t->b, (long long)t->lq,
-        (long long)t->lk, (long long)t->h, (long long)t->d, mel_dtype_name(t->dtype), t->causal ? " causal" : "");
-    // bf16 probabilities: 8 bits of each term.
-    close_to(what, y, want, t->dtype == MEL_BF16 ? 6e-3 : 5e-6, 0);
+    snprintf(what, sizeof what, "attention %lld %lld %lld %lld %lld %s%s%s%s", (long long)t->b, (long long)t->lq,
+        (long long)t->lk, (long long)t->h, (long long)t->d, mel_dtype_name(t->dtype), t->causal ? " causal" : "",
+        t->s8 ? " s8" : "", t->mask ? " mask" : "");
+    // bf16 probabilities: 8 bits of each term. In 8 bits a value may lie between two and be rounded the other way.
+    close_to(what, y, want, t->dtype == MEL_BF16 ? 6e-3 : t->s8 ? 2e-3 : 5e-6, 0);
     free(vq), free(vk), free(vv), free(vb), free(vm), free(want), free(s);
-    DROP(q, k, v, bias, key, y);
+    DROP(q, k, v, bias, key, y, offsets, blocks);
 }
 
 static void attention(void) {
     static const attention_case cases[] = {
-        {1, 1, 1, 1, 1, MEL_F32, false, false, false, false},
-        {2, 5, 7, 3, 10, MEL_F32, false, false, false, true},
-        {1, 97, 257, 2, 33, MEL_F32, false, true, true, false}, // one past a block of queries and of keys
-        {2, 100, 300, 2, 64, MEL_BF16, false, false, true, true},
-        {1, 97, 257, 1, 33, MEL_BF16, true, true, false, false}, // an odd width: half a pair of padding
-        {1, 300, 300, 1, 16, MEL_F32, true, false, false, false},
-        {1, 7, 3, 2, 8, MEL_F32, true, false, false, false}, // the first queries see no key
-        {1, 3, 600, 1, 128, MEL_BF16, true, false, true, false},
-        {1, 4, 5, 1, 20, MEL_F16, false, false, false, false},
+        {1, 1, 1, 1, 1, MEL_F32, false, false, false, false, false, false},
+        {2, 5, 7, 3, 10, MEL_F32, false, false, false, true, false, false},
+        {1, 97, 257, 2, 33, MEL_F32, false, true, true, false, false, false}, // one past a block of queries and of keys
+        {2, 100, 300, 2, 64, MEL_BF16, false, false, true, true, false, false},
+        {1, 97, 257, 1, 33, MEL_BF16, true, true, false, false, false, false}, // an odd width: half a pair of padding
+        {1, 300, 300, 1, 16, MEL_F32, true, false, false, false, false, false},
+        {1, 7, 3, 2, 8, MEL_F32, true, false, false, false, false, false}, // the first queries see no key
+        {1, 3, 600, 1, 128, MEL_BF16, true, false, true, false, false, false},
+        {1, 4, 5, 1, 20, MEL_F16, false, false, false, false, false, false},
+        {1, 5, 7, 3, 10, MEL_F32, false, false, false, true, true, false},
+        {2, 97, 257, 2, 33, MEL_F32, true, true, true, false, true, false},
+        {1, 200, 300, 2, 128, MEL_BF16, false, false, false, false, true, false},
+        {2, 101, 301, 1, 64, MEL_BF16, false, false, true, true, true, false},
+        {1, 1, 1, 1, 1, MEL_F32, false, false, false, false, false, true},
+        {2, 200, 777, 2, 24, MEL_F32, false, false, false, true, false, true},
+        {1, 200, 777, 2, 64, MEL_BF16, false, false, false, false, true, true},
+        {1, 500, 501, 1, 16, MEL_F32, true, false, false, false, false, true},
+        {1, 130, 400, 2, 16, MEL_F32, false, true, true, false, false, true},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
         attend(&cases[i]);

@@ -133,19 +133,62 @@ static void rows(void) {
     }
 }
 
+// Several rows at once against one after another: sums and probabilities as close as those are to exp.
+static void many_rows(void) {
+    for (int round = 0; round < 200; round++) {
+        int64_t m = random_below(6), n = 1 + random_below(280), lds = n + random_below(20), ldp = n + random_below(20);
+        guarded s = guarded_new((size_t)(m * lds) * 4, 4 * (size_t)random_below(16));
+        guarded p = guarded_new((size_t)(m * ldp * operand_size()), (size_t)(operand_size() * random_below(16)));
+        float *fs = s.p, scales[6], top[6], sums[6], *line = malloc((size_t)n * 4);
+        char *one = malloc((size_t)n * 4), *mark = malloc((size_t)(m * ldp * operand_size()) + 1);
+        fill(fs, m * lds, 20);
+        memset(p.p, 0x5a, (size_t)(m * ldp * operand_size()));
+        memcpy(mark, p.p, (size_t)(m * ldp * operand_size()));
+        for (int64_t i = 0; i < m; i++) {
+            scales[i] = 0.05f + fabsf(random_float(1));
+            top[i] = round % 3 ? -INFINITY : random_float(4);
+        }
+        float before[6];
+        memcpy(before, top, sizeof before);
+        float *copy = malloc((size_t)(m * lds) * 4 + 1);
+        memcpy(copy, fs, (size_t)(m * lds) * 4);
+        now->k->rows(m, n, fs, lds, scales, top, sums, p.p, ldp);
+        check_count++;
+        for (int64_t i = 0; i < m; i++) {
+            memcpy(line, copy + i * lds, (size_t)n * 4);
+            float sum = attention_kernels_ref.row(line, n, scales[i], NULL, NULL, &before[i], one);
+            bool fine = fabsf(top[i] - before[i]) <= 1e-5f && fabsf(sums[i] - sum) <= 4e-5f * sum;
+            for (int64_t c = 0; c < n && fine; c++) {
+                float got, want = ((float *)(void *)one)[c];
+                row_kernels_ref.load(operand_dtype(), (char *)p.p + (i * ldp + c) * operand_size(), &got, 1);
+                fine = fabsf(got - want) <= (now->k->pairs == 2 ? 1.0f / 256 : 3e-5f) * want + 1e-37f;
+            }
+            fine = fine && !memcmp((char *)p.p + (i * ldp + n) * operand_size(), mark + (i * ldp + n) * operand_size(),
+                               (size_t)((ldp - n) * operand_size()));
+            if (fine) continue;
+            check_failures++;
+            fprintf(stderr, "%s rows: row %lld of %lld, n %lld\n", now->name, (long long)i, (long long)m, (long long)n);
+        }
+        free(line), free(one), free(mark), free(copy);
+        CHECK(guarded_end(&s) && guarded_end(&p));
+    }
+}
+
 static void times(void) {
     enum {
         M = 96,
         KEYS = 256,
         D = 128
     };
-    static float c[M * KEYS], row[KEYS];
-    static char a[M * D * 4], b[D * KEYS * 4], p[KEYS * 4];
+    static float c[M * KEYS], scales[M], top[M], sums[M];
+    static char a[M * D * 4], b[D * KEYS * 4], p[M * KEYS * 4];
     double seconds;
     TIME(seconds, now->k->product(M, KEYS, D, a, D, b, c, KEYS, false));
     printf("  %-10s product %d x %d x %d: %.1f GFLOP/s\n", now->name, M, KEYS, D, 2e-9 * M * KEYS * D / seconds);
-    TIME(seconds, float top = -INFINITY; now->k->row(row, KEYS, 1, NULL, NULL, &top, p));
-    printf("  %-10s row of %d: %.3f ns a score\n", now->name, KEYS, seconds * 1e9 / KEYS);
+    for (int64_t i = 0; i < M; i++)
+        scales[i] = 1;
+    TIME(seconds, now->k->rows(M, KEYS, c, KEYS, scales, top, sums, p, KEYS));
+    printf("  %-10s %d rows of %d: %.3f ns a score\n", now->name, M, KEYS, seconds * 1e9 / M / KEYS);
 }
 
 int main(void) {
@@ -158,6 +201,7 @@ int main(void) {
         printf("-- %s\n", now->name);
         RUN(products);
         RUN(rows);
+        RUN(many_rows);
         times();
     }
     return CHECK_DONE();

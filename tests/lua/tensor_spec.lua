@@ -212,6 +212,20 @@ t.test("attention with masks", function()
     T.attention(q, k:slice(2, 1, 2), v:slice(2, 1, 2), { key_bias = T.of({ 0, math.log(5) }, { 2 }) }), 1e-6, 1e-5)
 end)
 
+t.test("attention with scores in 8 bits", function()
+  local q, k, v = T.noise({ 2, 130, 3, 24 }, { seed = 1 }), T.noise({ 2, 300, 3, 24 }, { seed = 2 }),
+    T.noise({ 2, 300, 3, 24 }, { seed = 3 })
+  local want = naive_attention(q, k, v, 0.3)
+  local function off(x) return (x - want):norm() / want:norm() end
+  t.ok(off(T.attention(q, k, v, { scale = 0.3, scores = "s8" })) < 0.02, "f32")
+  t.ok(off(T.attention(q:to "bf16", k:to "bf16", v:to "bf16", { scale = 0.3, scores = "s8", dtype = "f32" })) < 0.02, "bf16")
+  -- what all keys share changes no softmax and costs no accuracy
+  t.ok(off(T.attention(q, k + T.noise({ 1, 1, 3, 24 }, { seed = 4 }) * 20, v, { scale = 0.3, scores = "s8" })) < 0.02, "shift")
+  t.raises(function() T.attention(q, k, v, { scores = "s4" }) end, "attention: scores is 's4'; there is only 's8'")
+  t.raises(function() T.attention(q, k, v, { score = "s8" }) end, "did you mean 'scores'")
+  t.raises(function() T.attention(q, k, v, { mask = {} }) end, "attention: the mask is no mask")
+end)
+
 local function naive_conv(x, w, b, stride, before, groups)
   local N, H, W, I = unpack(x.shape)
   local O, Ig, kh, kw = unpack(w.shape)
@@ -345,7 +359,8 @@ t.test("the same bits for one thread and for two", function()
     return { nn.linear(w, b)(x), nn.linear(w, b, { compute = "f32" })(x), nn.linear(w, b, { lazy = true })(x:slice(2, 1, 77)),
       nn.linear(w, b, { compute = "s8" })(x),
       nn.conv(conv, nil, { causal = true, pad = 1 })(clip),
-      T.attention(qkv, qkv, qkv), T.attention(qkv:to "bf16", qkv:to "bf16", qkv:to "bf16"), x:layer_norm(), x:mean(2),
+      T.attention(qkv, qkv, qkv), T.attention(qkv, qkv, qkv, { scores = "s8" }),
+      T.attention(qkv:to "bf16", qkv:to "bf16", qkv:to "bf16"), x:layer_norm(), x:mean(2),
       (x * 2 + 1):gelu(), x:resize(2, 333, "bicubic"), x:matmul(x, { transpose = true }),
       T.of { x:sum(), x:std(), x:dot(x) }, T.noise({ 100, 1000 }, { seed = 9 }) }
   end

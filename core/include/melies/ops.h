@@ -123,6 +123,22 @@ MEL_API mel_status mel_rope(const mel_tensor *x, const mel_tensor *cos_table, co
 MEL_API mel_status mel_attention(const mel_tensor *q, const mel_tensor *k, const mel_tensor *v, double scale,
     const mel_tensor *bias, const mel_tensor *key_bias, bool causal, mel_dtype dtype, mel_tensor **out, mel_error *err);
 
+enum {
+    MEL_ATTENTION_BLOCK = 64
+}; // tokens of a block of a mask, of queries and of keys alike
+typedef struct mel_attention_options {
+    double scale;
+    const mel_tensor *bias, *key_bias; // as above; both may be NULL
+    bool causal;
+    mel_dtype dtype;
+    bool s8_scores; // q k^T in 8 bits: keys less their mean over the tokens, a scale a token and head
+    // A mask by blocks, both NULL or none: queries of block i see keys of blocks[offsets[i]] .. blocks[offsets[i + 1] -
+    // 1], ascending. s32 [query blocks + 1] from 0 to n, s32 [n]. Keys that no query sees cost no arithmetic.
+    const mel_tensor *offsets, *blocks;
+} mel_attention_options;
+MEL_API mel_status mel_attention_with(const mel_tensor *q, const mel_tensor *k, const mel_tensor *v,
+    const mel_attention_options *options, mel_tensor **out, mel_error *err);
+
 // ---- matrix product ------------------------------------------------------------------------
 // a [..., M, K] times b [..., K, N] (or [..., N, K] where transpose_b), batch dimensions broadcast; then * alpha.
 MEL_API mel_status mel_matmul(const mel_tensor *a, const mel_tensor *b, bool transpose_b, double alpha, mel_dtype dtype,
