@@ -81,6 +81,8 @@ local function configuration(run)
     accumulate = o.accumulate, seed = o.seed, compute = tonumber(C.mel_compute()) == 1 and "bf16" or "f32" })
 end
 
+local MANY = 8 -- differences told
+
 local function differences(old, new, may_differ)
   local allowed, names, out = {}, {}, {}
   for _, name in ipairs(may_differ or {}) do allowed[name] = true end
@@ -92,6 +94,10 @@ local function differences(old, new, may_differ)
     end
   end
   table.sort(out)
+  if #out > MANY then
+    out[MANY] = ("and %d more"):format(#out - MANY + 1)
+    for i = #out, MANY + 1, -1 do out[i] = nil end
+  end
   return out
 end
 

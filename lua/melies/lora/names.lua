@@ -105,6 +105,12 @@ local function other(family, module)
   return family[3][module]
 end
 
+-- A module of a model by diffusers' name, for example blocks.0.attn1.to_q; its own where that is the same.
+function M.diffusers(module)
+  local family = families[module:find "^transformer_blocks%." and 2 or 1]
+  return other(family, module) or module
+end
+
 -- ---- the model's tensors -----------------------------------------------------------------------------
 
 local Index = {}
