@@ -217,38 +217,43 @@ function bench.run(options)
   return out
 end
 
--- bench.accuracy(steps): what 8 bits, step caches and guidance intervals cost and save, as a table to stdout.
-function bench.accuracy(steps) return require "melies.bench.accuracy"(steps) end
+-- bench.accuracy{ steps = 20, json = path }: what 8 bits, step caches, guidance intervals and coarse steps cost and
+-- save, as a table to stdout.
+local accuracy_names = { steps = true, json = true }
+function bench.accuracy(options)
+  options = options or {}
+  lib.check_options("bench.accuracy", options, accuracy_names)
+  return require "melies.bench.accuracy"(options)
+end
 
--- melies bench accuracy, or melies bench [NAME] [--rounds N] [--json FILE] [--compare FILE] [--roofline FILE]: an exit
--- code, and a message where it failed.
+-- melies bench accuracy [--steps N] [--json FILE], or melies bench [NAME] [--rounds N] [--json FILE] [--compare FILE]
+-- [--roofline FILE]: an exit code, and a message where it failed.
 function bench.main(words)
-  local options, i = {}, 1
+  local accurate = words[1] == "accuracy"
+  local names, options, i = accurate and accuracy_names or option_names, {}, accurate and 2 or 1
   while i <= #words do
     local name = words[i]:match("^%-%-(.+)$")
     if name then
-      if not option_names[name] then return 2, ("bench: unknown option '--%s'%s"):format(name,
-        lib.suggest(name, option_names)) end
+      if not names[name] or name == "filter" then return 2, ("bench: unknown option '--%s'%s"):format(name,
+        lib.suggest(name, names)) end
       i = i + 1
       if not words[i] then return 2, ("bench: --%s needs a value"):format(name) end
       options[name] = words[i]
-    elseif options.filter then
-      return 2, "bench: one name is taken, '" .. words[i] .. "' is the second"
+    elseif options.filter or accurate then
+      return 2, ("bench: one name is taken, '%s' is the second"):format(words[i])
     else
       options.filter = words[i]
     end
     i = i + 1
   end
-  if options.rounds then
-    options.rounds = tonumber(options.rounds)
-    if not options.rounds or options.rounds < 1 or options.rounds % 1 ~= 0 then return 2,
-      "bench: --rounds is a count from 1" end
+  for _, name in ipairs { "rounds", "steps" } do
+    local value = options[name] and tonumber(options[name])
+    if options[name] and (not value or value < 1 or value % 1 ~= 0) then
+      return 2, ("bench: --%s is a count from 1"):format(name)
+    end
+    options[name] = value
   end
-  if options.filter == "accuracy" then
-    bench.accuracy()
-    return 0
-  end
-  local result, message = bench.run(options)
+  local result, message = bench[accurate and "accuracy" or "run"](options)
   if not result then return 1, message end
   return 0
 end
