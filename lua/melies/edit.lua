@@ -275,7 +275,7 @@ local function conditions(job, model, shape, clip, first_known, last_known)
   return job:conditions(model, shape, clip:slice(1, 1, 1):contiguous(), last)
 end
 
-local LATENT = { clip = true, free = true, texts = true, strength = true, label = true, stream = true, wrap = true }
+local LATENT = { clip = true, free = true, texts = true, strength = true, label = true, stream = true }
 
 -- One chunk. clip: frames [N, h, w, 3] at the fit's size (their last is repeated up to the model's grid); free: for each of
 -- them 1, 0 or cells [h, w]; texts, strength, label, stream.
@@ -356,7 +356,7 @@ end
 
 -- ---- films ------------------------------------------------------------------------------------------------------
 
-local FRAMES = { texts = true, change = true, strength = true, window = true, overlap = true, work = true, fit = true }
+local FRAMES = { texts = true, change = true, strength = true, window = true, overlap = true, fit = true }
 
 -- opts: texts (job:texts); change(i) -> false (frame i stays), true (it is made anew), or a region; strength, window (frames),
 -- overlap (latent frames of a chunk that are known from the one before), fit.
