@@ -50,6 +50,8 @@ mel_status mel_power_spectrum(const mel_tensor *samples, int64_t first, int32_t 
             for (int i = 0; i < window; i++)
                 in[i] = at + i >= 0 && at + i < n ? x[at + i] * hann[i] : 0;
             transform(tx, bin, in, sizeof(float));
+            // The first and the last bin are real; FFmpeg 5.1 leaves what was there in the imaginary part of the last.
+            bin[1] = bin[2 * bins - 1] = 0;
             for (int i = 0; i < bins; i++)
                 power[i] = bin[2 * i] * bin[2 * i] + bin[2 * i + 1] * bin[2 * i + 1];
             if (k % 1024 == 0) status = mel_check_cancel(err);

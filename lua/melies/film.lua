@@ -88,8 +88,8 @@ local function frames_of(job, model, shot, i, sub, opts, try)
       local texts = { text = job:encode(model, shot.text), negative = job:encode(model, negative, { negative = true }) }
       local known = shot.overlap and i > 1 and last_of(opts.work, i - 1)
       local first = i == 1 and opts.steer:first_frame() or nil -- is shown, and the film goes on from it
-      next_frame = longform.frames(job, model, { texts = texts, frames = shot.frames - (first and 1 or 0), window = p.frames,
-        overlap = opts.overlap, anchor = opts.anchor, known = first or known and known.frames, seed = shot.seed + (try - 1) * SEEDS,
+      next_frame = longform.frames(job, model, { texts = texts, frames = shot.frames - (first and 1 or 0),
+        window = p.frames, overlap = opts.overlap, anchor = opts.anchor, known = first or known and known.frames, seed = shot.seed + (try - 1) * SEEDS,
         label = ("shot %d part "):format(i) })
       if first then
         job.work = before

@@ -170,8 +170,8 @@ end
 -- ---- shots to render -----------------------------------------------------------------------------------
 
 -- A board, or a prompt that is planned with make's options. With a model object as options.model, what it has no room for
--- stays out of text: dropped names it (style: its further phrases, mood, camera, light, look). Of an exact board's shots, `length`
--- frames of `frames` are shown, at options.fps (the model's) a second.
+-- stays out of text: dropped names it (style: its further phrases, mood, camera, light, look). Of the shots of an exact
+-- board, `length` of their `frames` are shown, at options.fps (the model's) a second.
 function M.shots(what, options)
   options = options or {}
   local board, message

@@ -2,7 +2,8 @@
 -- Colour and exposure held where they were, inside a shot or over the whole film.
 -- In Lab, per channel: x' = m' + (x - m) s'/s (Reinhard et al. 2001), m and s being the mean and deviation of the frame
 -- (a running mean over `smooth` seconds, so that motion in the picture does not pump), m' and s' those of the anchor: the
--- first `anchor` seconds of the shot (scope "shot") or of the film (scope "film"), or an image's (reference). `strength` mixes with the original.
+-- first `anchor` seconds of the shot (scope "shot") or of the film (scope "film"), or an image's (reference). `strength`
+-- mixes with the original.
 -- The anchor never follows later frames, so that drift cannot add up. Keeps no frames.
 local melies = require "melies"
 
