@@ -10,7 +10,8 @@ return {
     pace = { "enum", choices = { "calm", "normal", "fast" }, help = "how long shots are" },
     style = { "style", help = "melies list styles" },
   },
-  order = { "prompt", "pace", "style", "passes", "checks", "tries", "jobs", unpack(melies.recipe.generation_order) },
+  order = { "prompt", "pace", "style", "audio", "audio_from", "steer", "reference", "as", "passes", "checks", "tries",
+    "jobs", unpack(melies.recipe.generation_order) },
   run = function(p, job)
     return melies.film.run(job, function()
       local board, notes = melies.plan.make(p.prompt, { model = p.model, seed = job.seed, planner = p.planner, pace = p.pace,

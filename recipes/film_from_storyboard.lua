@@ -8,7 +8,8 @@ return {
     prompt = false,
     storyboard = { "file", required = true, help = "a storyboard: .lua, .json, the text of HoloCine or Wan2GP" },
   },
-  order = { "storyboard", "passes", "checks", "tries", "jobs", unpack(melies.recipe.generation_order) },
+  order = { "storyboard", "audio", "audio_from", "steer", "reference", "as", "passes", "checks", "tries",
+    "jobs", unpack(melies.recipe.generation_order) },
   run = function(p, job)
     return melies.film.run(job, function() return job:check(melies.plan.read(p.storyboard)) end, p)
   end,

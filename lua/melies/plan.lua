@@ -18,7 +18,7 @@ local forms = require "melies.plan.forms"
 local schema = require "melies.plan.schema"
 
 local M = { forms = forms.names, check = schema.check, prompt = compose.prompt, fitting = compose.fitting, diff = compose.diff,
-  changes = compose.changes, duration = schema.duration }
+  changes = compose.changes, duration = schema.duration, MAX_SECONDS = schema.MAX_SECONDS }
 
 -- ---- the model's frame grid ----------------------------------------------------------------------------
 

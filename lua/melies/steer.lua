@@ -5,6 +5,7 @@
 --     steering:board(board, model)   the storyboard as the sound and the image want it; what was changed is told
 --     steering:first_frame()         [1, H, W, 3] f32 that the film begins with, or nil
 --     steering:passes(list)          the passes with that of the palette before them
+-- opts.fill_sound: the shots are repeated until the sound is full; opts.length: seconds of it that count.
 --   steer.reference(text) -> { as =, name = } | nil, message    text: first_frame, palette, character:NAME
 local lib = require "melies.ffi.lib"
 local recipe = require "melies.recipe"
@@ -83,12 +84,26 @@ local function remember(self, board)
   self.job:notice("%s is remembered as %s", self.opts.reference, found)
 end
 
-function Steering:board(board)
+function Steering:board(board, model)
+  local opts, job = self.opts, self.job
   if self.reference and self.reference.as == "character" then
-    board = self.job:check(require("melies.plan").check(board))
+    board = job:check(require("melies.plan").check(board))
     remember(self, board)
   end
-  return board
+  if not opts.audio or opts.steer == "none" then return board end
+  if board.exact then
+    job:notice("the storyboard's shots last as long as it says: none is moved to a beat")
+    return board
+  end
+  local stage = job:progress("listening to " .. opts.audio, 1)
+  local analysis = job:check(require("melies.sound").analyse(opts.audio, { from = opts.audio_from, seconds = opts.length }))
+  stage:step(1)
+  job:end_stage()
+  local steered, notes = require("melies.steer_cuts").cut(board, analysis, { grid = require("melies.plan").grid(model),
+    fill = opts.fill_sound, words = opts.steer ~= "cuts", pace = opts.pace, model = model })
+  steered = job:check(steered, notes)
+  for _, line in ipairs(notes) do job:notice("%s", line) end
+  return steered
 end
 
 return M
