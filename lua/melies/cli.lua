@@ -106,7 +106,7 @@ end
 
 -- Each: { usage, help line, run(words, settings) -> exit code, text of more help }.
 local commands = {}
-local command_order = { "run", "watch", "repl", "list", "info", "check", "plan", "memory", "convert", "cache", "help", "version",
+local command_order = { "run", "watch", "repl", "list", "info", "check", "sound", "plan", "memory", "convert", "cache", "help", "version",
   "golden", "bench", "fake-checkpoint", "data" }
 
 local function no_more(words, n, command)
@@ -323,7 +323,8 @@ commands.plan = { "plan PROMPT|FILE [-o story.lua]", "a storyboard from a prompt
 --model NAME        whose frame grid the seconds fall on (default: starter)
 --seed N            of what is chosen freely
 --fill, --no-fill   choose camera and light where the words are silent
---pace NAME         calm, normal, fast          --style NAME   melies list styles          --title TEXT]], own_options = true }
+--pace NAME         calm, normal, fast          --style NAME   melies list styles          --title TEXT
+--audio FILE        the shots in time with a sound; --fill-audio repeats them until it is over]], own_options = true }
 
 commands.memory = { "memory list|show|forget [NAME]", "characters, places and looks that the project remembers",
   delegate "memory" }
@@ -464,6 +465,11 @@ commands.convert = { "convert FILE|FOLDER -o OUT", "a checkpoint as one safetens
     .. "  --quick          K-types without the search for the best scales\n"
     .. "  --ignore-extra   leave out tensors that are not of the model",
   own_options = true }
+
+commands.sound = { "sound FILE", "tempo, beats, loudness and sections of a sound, or of a film's sound", elsewhere "sound.cli",
+  "--json             all of it, with the curves\n"
+    .. "--plot FILE.svg    loudness and energy over time, with sections and beats\n"
+    .. "--from SECONDS     where to begin          --seconds N   how much of it counts", own_options = true }
 
 commands["fake-checkpoint"] = { "fake-checkpoint NAME DIR", "a file with random values in a published model's layout",
   elsewhere "fake",

@@ -258,13 +258,13 @@ function M.text(a)
   return table.concat(lines, "\n")
 end
 
-local function rounded(list, unit)
+local function rounded(list, per)
   local out = {}
-  for i = 1, #list do out[i] = math.floor(list[i] / unit + 0.5) * unit end
+  for i = 1, #list do out[i] = math.floor(list[i] * per + 0.5) / per end
   return require("melies.json").array(out)
 end
 
--- Curves at 10 Hz; times in milliseconds' precision.
+-- Curves have `rate` values a second; times are whole milliseconds.
 function M.data(a)
   local json, parts = require "melies.json", {}
   for i, s in ipairs(a.sections) do
@@ -273,13 +273,13 @@ function M.data(a)
   end
   local l = a.loudness
   return { file = a.path, from = a.from, duration = a.duration, tempo = a.tempo, clarity = a.clarity, no_beat = a.no_beat,
-    beats = rounded(a.beats, 1e-3), rate = CURVE, energy = rounded(a.energy, 1e-3), brightness = rounded(a.brightness, 1),
-    momentary = rounded(l.momentary, 0.01), short_term = rounded(l.short_term, 0.01), integrated = l.integrated,
+    beats = rounded(a.beats, 1000), rate = CURVE, energy = rounded(a.energy, 1000), brightness = rounded(a.brightness, 1),
+    momentary = rounded(l.momentary, 100), short_term = rounded(l.short_term, 100), integrated = l.integrated,
     loudness_range = l.range, momentary_max = l.momentary_max, short_term_max = l.short_term_max,
     peak = math.max(-200, a.peak), sections = json.array(parts) }
 end
 
--- Loudness and energy over time, with the sections as bands and the beats as marks (where they do not run together).
+-- Loudness and energy over time, with sections and beats.
 function M.plot(a)
   local function points(list, scale, offset)
     local out, step = {}, math.max(1, math.floor(#list / 600))
@@ -290,10 +290,13 @@ function M.plot(a)
     end
     return out
   end
+  -- every other section is shaded; beats are shown where they do not run together
   local bands, marks = {}, {}
-  for i, s in ipairs(a.sections) do bands[i] = { from = s.from, to = s.to, label = s.label } end
-  local each = math.max(1, math.ceil(#a.beats / 100))
-  for i = 1, #a.beats, each do marks[#marks + 1] = { x = a.beats[i] } end
+  for i, section in ipairs(a.sections) do
+    if i % 2 == 0 then bands[#bands + 1] = { from = section.from, to = section.to, label = section.label }
+    else marks[#marks + 1] = { x = section.from, label = section.label } end
+  end
+  for i = 1, #a.beats <= 64 and #a.beats or 0 do marks[#marks + 1] = { x = a.beats[i] } end
   local title = a.path:match "[^/]*$"
   if a.tempo then title = ("%s, %.1f BPM"):format(title, a.tempo) end
   return require("melies.plot").svg { title = title, width = 960, height = 320, x = { label = "seconds" },

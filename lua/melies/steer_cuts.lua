@@ -120,7 +120,8 @@ local function order_of(ends, analysis, count)
   return out
 end
 
-local function is_beat(analysis, t) return nearest_beat(analysis.beats, t, t - 1e-6, t + 1e-6) ~= nil end
+local function milliseconds(t) return math.floor(t * 1000 + 0.5) / 1000 end
+local function is_beat(analysis, t) return nearest_beat(analysis.beats, t, t - 1e-3, t + 1e-3) ~= nil end
 
 local OPTIONS = { grid = true, fill = true, words = true, pace = true, model = true }
 
@@ -143,6 +144,7 @@ function M.cut(board, analysis, opts)
   out.shots, out.exact = {}, true
   local t, joined, rounds = 0, {}, {}
   for i, at in ipairs(ends) do
+    at = milliseconds(at)
     local number = order and order[i] or i
     local shot = {}
     for key, value in pairs(before.shots[number]) do shot[key] = value end
@@ -154,7 +156,7 @@ function M.cut(board, analysis, opts)
       shot.transition, shot.overlap = i == 1 and "none" or "cut", nil
     end
     local was = shot.seconds or opts.grid.window
-    shot.seconds = at - t
+    shot.seconds = milliseconds(at - t)
     local heard = t < analysis.duration
     local energy = heard and sound.mean(analysis.energy, t, math.min(analysis.duration, at)) or 0
     if words and heard then

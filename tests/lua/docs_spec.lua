@@ -63,7 +63,7 @@ local function words(line)
 end
 
 local commands = { run = true, check = true, repl = true, list = true, info = true, help = true, version = true, cache = true,
-  plan = true, memory = true }
+  plan = true, memory = true, sound = true }
 
 local function check_line(line)
   local argv = words(line)

@@ -6,8 +6,9 @@ local OK, FAILED, USAGE = 0, 1, 2
 local valued = { ["-o"] = "output", ["--output"] = "output", ["--form"] = "form", ["--planner"] = "planner",
   ["--model"] = "model",
   ["--seed"] = "seed", ["--pace"] = "pace", ["--style"] = "style", ["--title"] = "title", ["--endpoint"] = "endpoint",
-  ["--llm"] = "llm" }
-local flags = { ["--explain"] = { "explain", true }, ["--fill"] = { "fill", true }, ["--no-fill"] = { "fill", false } }
+  ["--llm"] = "llm", ["--audio"] = "audio" }
+local flags = { ["--explain"] = { "explain", true }, ["--fill"] = { "fill", true }, ["--no-fill"] = { "fill", false },
+  ["--fill-audio"] = { "fill_audio", true } }
 
 -- Options and the one other word, or nil and a message.
 local function options_of(words)
@@ -87,6 +88,15 @@ function M.plan(words, io_)
       end
     end
   end
+  if o.audio then
+    local analysis, lines
+    analysis, message = require("melies.sound").analyse(o.audio)
+    if not analysis then return FAILED, message end
+    local grid = plan.grid(o.model)
+    board, lines = require("melies.steer_cuts").cut(board, analysis, { grid = grid, fill = o.fill_audio, pace = o.pace })
+    if not board then return FAILED, lines end
+    for _, line in ipairs(lines) do log.say("%s", line) end
+  elseif o.fill_audio then return USAGE, "plan: --fill-audio wants --audio FILE" end
   if o.output then
     local ok
     ok, message = plan.write(o.output, board, o.form)

@@ -62,6 +62,7 @@ end
 
 local function scalar(value)
   if type(value) == "number" then return number(value) end
+  if type(value) == "boolean" then return tostring(value) end
   if type(value) == "table" then
     local items = {}
     for i, item in ipairs(value) do items[i] = lua_string(item) end
