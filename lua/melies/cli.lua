@@ -106,8 +106,8 @@ end
 
 -- Each: { usage, help line, run(words, settings) -> exit code, text of more help }.
 local commands = {}
-local command_order = { "run", "watch", "repl", "list", "info", "check", "sound", "plan", "memory", "convert", "cache", "help", "version",
-  "golden", "bench", "fake-checkpoint", "data" }
+local command_order = { "run", "watch", "repl", "list", "info", "check", "sound", "plan", "memory", "convert", "cache", "help",
+  "version", "golden", "bench", "fake-checkpoint", "data" }
 
 local function no_more(words, n, command)
   if words[n + 1] then stop(USAGE, "%s: unknown argument '%s'", command, words[n + 1]) end

@@ -13,6 +13,7 @@ M.RATE = 100      -- values of the envelope a second
 M.WINDOW = 1024   -- samples at 48000 Hz: 21 ms
 local BANDS = 40
 local LAG = 2     -- frames between which energy grows: windows that do not overlap
+local MIN_ONSET = 0.02 -- one band that begins at -60 dB; a tone that glides stays below
 
 -- ---- bands ---------------------------------------------------------------------------------------------
 
@@ -151,7 +152,7 @@ function M.tempo(onset, opts)
   if n < 3 * M.RATE then return nil, ("%.1f s are too short; 3 s at least are wanted"):format(n / M.RATE) end
   local highest = 0
   for i = 1, n do highest = math.max(highest, onset[i]) end
-  if highest < 0.01 then return nil, "nothing begins in it: no onsets" end
+  if highest < MIN_ONSET then return nil, "nothing begins in it: no onsets" end
   local x = centred(onset)
   local lags = math.min(math.floor(60 / low * M.RATE) + 2, math.floor(n / 2))
   local size = 1024

@@ -11,10 +11,10 @@ local function power_of(value) return 10 ^ ((value + 0.691) / 10) end
 
 -- Means of `count` blocks that end with each block; those before the beginning are silence.
 local function sliding(blocks, count)
-  local out, sum = {}, 0
+  local out = {}
   for i = 1, #blocks do
     -- summed anew, so that no rounding error of loud blocks stays behind in quiet ones
-    sum = 0
+    local sum = 0
     for k = math.max(1, i - count + 1), i do sum = sum + blocks[k] end
     out[i] = sum / count
   end
