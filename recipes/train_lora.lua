@@ -34,7 +34,7 @@ return {
     vae = { "model", help = "file or folder of the autoencoder, in place of the model's" },
     tokenizer = { "file", help = "spiece.model or tokenizer.json, in place of the model's" },
     data = { "string", required = true, help = "a folder of films with captions, or what melies data ingest wrote" },
-    output = { "string", short = "o", required = true, help = "the file to write, .safetensors" },
+    output = { "string", short = "o", help = "the file to write, .safetensors" },
     captions = { "file", help = "FILE.jsonl with the captions of the films" },
     caption = { "text", help = "of clips that have none" },
     trigger = { "text", default = "", help = "words put before every caption" },
@@ -73,6 +73,7 @@ return {
   order = { "model", "trigger", "caption", "captions", "rank", "alpha", "targets", "steps", "batch", "lr", "sample_every",
     "samples", "patience", "format" },
   run = function(p, job)
+    if not p.output then melies.recipe.fail("train_lora: where to? -o style.safetensors", melies.recipe.USAGE) end
     job:check(melies.train_lora.writable(p.output))
     local folder = p.folder or p.output .. ".train"
     job:check(melies.fs.make(folder))
