@@ -2,7 +2,7 @@
 --
 --   clips.open(folder, { model =, work =, ... }) -> set | nil, message
 --     folder   what `melies data ingest` wrote, or a folder of films with captions, which are ingested into
---              work/clips-WIDTHxHEIGHTxFRAMES: all of them, for a folder that was picked by hand wants no filters
+--              work/clips-WIDTHxHEIGHTxFRAMES: all of them, end to end: a folder that was picked by hand wants no filters
 --     model    a pipeline's model; its autoencoder makes the latents, its defaults say size, length and rate
 --     work     a folder for clips and latents
 --     width, height, frames, fps, captions (FILE.jsonl)   of films that are ingested
@@ -44,7 +44,7 @@ local function ingested(folder, o)
   local out = ("%s/clips-%dx%dx%d-%g"):format(o.work, p.width, p.height, p.frames, p.fps)
   local report, message = data.ingest(folder, out, { width = p.width, height = p.height, frames = p.frames, fps = p.fps,
     captions = o.captions, uncaptioned = o.caption ~= nil, min_motion = 0, max_motion = 1, min_sharpness = 0,
-    min_light = 0, duplicates = -1 })
+    min_light = 0, duplicates = -1, cut = 1 })
   if not report then
     return nil, (message:gsub("%-%-caption%-command or %-%-uncaptioned", "--caption TEXT for all that have none"))
   end
