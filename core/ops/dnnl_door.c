@@ -1,4 +1,5 @@
 #include "ops/dnnl_door.h"
+#include "ops/packed.h"
 
 #include <omp.h>
 #include <pthread.h>
@@ -300,4 +301,19 @@ mel_status door_pack(
     else
         mel_free(block);
     return door_check(d, "packing weights", err);
+}
+
+uint64_t door_layout(const dnnl_memory_desc_t *desc) {
+    const dnnl_blocking_desc_t *b = &desc->format_desc.blocking;
+    const size_t n = sizeof(int64_t) * (size_t)desc->ndims, blocks = sizeof(int64_t) * (size_t)b->inner_nblks;
+    const int64_t fields[] = {desc->ndims, (int64_t)desc->data_type, (int64_t)desc->format_kind, desc->offset0,
+        b->inner_nblks, (int64_t)desc->extra.flags, (int64_t)mel_cpu_isa()};
+    uint64_t h = mel_packed_mix(0, fields, sizeof fields);
+    h = mel_packed_mix(h, desc->dims, n);
+    h = mel_packed_mix(h, desc->padded_dims, n);
+    h = mel_packed_mix(h, desc->padded_offsets, n);
+    h = mel_packed_mix(h, b->strides, n);
+    h = mel_packed_mix(h, b->inner_blks, blocks);
+    h = mel_packed_mix(h, b->inner_idxs, blocks);
+    return mel_packed_mix(h, mel_onednn_version(), strlen(mel_onednn_version()));
 }

@@ -49,6 +49,8 @@ mel_status door_pack(
     const dnnl_memory_desc_t *plain, const void *data, const dnnl_memory_desc_t *packed, void **out, mel_error *err);
 // Plain [.., N, K] weights of a linear layer as the [K, N] that a matmul reads.
 mel_status door_plain_weights(int64_t k, int64_t n, mel_dtype dtype, dnnl_memory_desc_t *out, mel_error *err);
+// A number that says a layout: sizes, strides and blocks, oneDNN's version and the instruction set.
+uint64_t door_layout(const dnnl_memory_desc_t *desc);
 mel_status door_plain_conv_weights(const door_conv_spec *spec, dnnl_memory_desc_t *out, mel_error *err);
 
 #endif

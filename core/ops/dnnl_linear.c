@@ -1,6 +1,7 @@
 // Linear layers and matrix products.
 #include "ops/dnnl_door.h"
 #include "ops/linear_s8.h"
+#include "ops/packed.h"
 
 #include <stdatomic.h>
 #include <string.h>
@@ -46,6 +47,7 @@ struct mel_linear {
     mel_dtype compute;
     dnnl_memory_desc_t desc; // of packed
     void *packed;            // NULL: lazy, the weights are read from source
+    mel_tensor *kept;        // in whose memory packed or s8 lies, or NULL
     mel_source *source;
     linear_s8 *s8; // compute is s8: the weights are there
     float *bias;   // or NULL
@@ -57,9 +59,10 @@ void mel_linear_free(mel_linear *layer) {
     if (!layer) return;
     for (int i = 0; i < OPS_KEPT; i++)
         door_free(&layer->ops[i].op);
-    mel_free(layer->packed);
+    if (!layer->kept) mel_free(layer->packed);
     mel_source_unref(layer->source);
     mel_s8_free(layer->s8);
+    mel_tensor_unref(layer->kept);
     mel_free(layer->bias);
     mel_free(layer);
 }
@@ -89,17 +92,16 @@ static mel_status linear_op(mel_linear *layer, int64_t m, mel_act act, mel_dtype
 }
 
 static mel_status new_layer(
-    const mel_source *source, const mel_tensor *bias, mel_dtype compute_in, mel_linear **out, mel_error *err) {
-    if (source->rows < 1 || source->columns < 1)
-        return mel_fail(err, MEL_EINVAL, "linear: the weight is empty: [%lld, %lld]", (long long)source->rows,
-            (long long)source->columns);
+    int64_t n, int64_t k, const mel_tensor *bias, mel_dtype compute_in, mel_linear **out, mel_error *err) {
+    if (n < 1 || k < 1)
+        return mel_fail(err, MEL_EINVAL, "linear: the weight is empty: [%lld, %lld]", (long long)n, (long long)k);
     mel_dtype dtype = compute_in == MEL_SAME ? mel_compute() : compute_in;
     if (dtype != MEL_F32 && dtype != MEL_BF16 && dtype != MEL_S8)
         return mel_fail(err, MEL_EINVAL, "linear: compute in f32, bf16 or s8, not %s", mel_dtype_name(dtype));
     mel_linear *layer = mel_alloc_zero(sizeof *layer, err);
     if (!layer) return MEL_ENOMEM;
-    layer->n = source->rows;
-    layer->k = source->columns;
+    layer->n = n;
+    layer->k = k;
     layer->compute = dtype;
     mel_tensor *vector = NULL;
     mel_status s = mel_vector(bias, layer->n, "linear", "bias", &vector, err);
@@ -188,7 +190,7 @@ mel_status mel_linear_create(
 mel_status mel_linear_create_from(
     mel_source *source, const mel_tensor *bias, mel_dtype compute, mel_linear **out, mel_error *err) {
     mel_linear *layer = NULL;
-    mel_status s = new_layer(source, bias, compute, &layer, err);
+    mel_status s = new_layer(source->rows, source->columns, bias, compute, &layer, err);
     if (!s && layer->compute == MEL_S8)
         s = mel_s8_create(source, NULL, &layer->s8, err);
     else if (!s)
@@ -204,7 +206,7 @@ mel_status mel_linear_create_smooth(
     mel_source *source, const mel_tensor *bias, const mel_tensor *smooth, mel_linear **out, mel_error *err) {
     mel_linear *layer = NULL;
     mel_tensor *vector = NULL;
-    mel_status s = new_layer(source, bias, MEL_S8, &layer, err);
+    mel_status s = new_layer(source->rows, source->columns, bias, MEL_S8, &layer, err);
     if (!s) s = mel_vector(smooth, layer->k, "linear", "smooth", &vector, err);
     if (!s) s = mel_s8_create(source, vector ? (const float *)(const void *)vector->data : NULL, &layer->s8, err);
     mel_tensor_unref(vector);
@@ -217,7 +219,7 @@ mel_status mel_linear_create_smooth(
 
 mel_status mel_linear_create_lazy(
     mel_source *source, const mel_tensor *bias, mel_dtype compute, mel_linear **out, mel_error *err) {
-    mel_status s = new_layer(source, bias, compute, out, err);
+    mel_status s = new_layer(source->rows, source->columns, bias, compute, out, err);
     if (s) return s;
     (*out)->source = mel_source_ref(source);
     // 8 bits are for weights that stay: what is read each time is read as it is.
@@ -228,8 +230,79 @@ mel_status mel_linear_create_lazy(
 int64_t mel_linear_bytes(const mel_linear *layer) {
     int64_t bytes = layer->bias ? layer->n * 4 : 0;
     if (layer->s8) return bytes + mel_s8_bytes(layer->s8);
-    return layer->packed ? bytes + (int64_t)dnnl_memory_desc_get_size(&layer->desc) : bytes;
+    return layer->packed && !layer->kept ? bytes + (int64_t)dnnl_memory_desc_get_size(&layer->desc) : bytes;
 }
+
+// ---- packed layers in files --------------------------------------------------------------------------
+
+static int64_t packed_bytes(const mel_linear *layer) {
+    if (layer->s8) return mel_s8_packed_bytes(layer->n, layer->k, mel_s8_smooth(layer->s8));
+    return layer->packed ? (int64_t)dnnl_memory_desc_get_size(&layer->desc) : 0;
+}
+
+int64_t mel_linear_packed_bytes(const mel_linear *layer) {
+    int64_t bytes = packed_bytes(layer);
+    return bytes ? bytes + (int64_t)sizeof(packed_header) : 0;
+}
+
+mel_status mel_linear_packed(const mel_linear *layer, mel_tensor **out, mel_error *err) {
+    const int64_t bytes = packed_bytes(layer), size = mel_linear_packed_bytes(layer);
+    if (!bytes) return mel_fail(err, MEL_EUNSUPPORTED, "linear: a layer that reads its weights has no packed form");
+    mel_status s = mel_tensor_create(MEL_U8, 1, &size, out, err);
+    if (s) return s;
+    packed_header *h = (packed_header *)(void *)(*out)->data;
+    *h = (packed_header){.bytes = bytes, .n = layer->n, .k = layer->k, .compute = layer->compute};
+    if (layer->s8) {
+        h->flags = mel_s8_smooth(layer->s8);
+        h->layout = mel_s8_layout(layer->n, layer->k);
+        mel_s8_store(layer->s8, (char *)(h + 1));
+    } else {
+        h->layout = door_layout(&layer->desc);
+        memcpy(h + 1, layer->packed, (size_t)bytes);
+    }
+    mel_packed_seal(h);
+    return MEL_OK;
+}
+
+mel_status mel_linear_create_packed(int64_t n, int64_t k, mel_tensor *packed, const mel_tensor *bias, mel_dtype compute,
+    mel_linear **out, mel_error *err) {
+    mel_linear *layer = NULL;
+    const packed_header *h = NULL;
+    door_op probe = {0};
+    uint64_t layout = 0;
+    int64_t bytes = 0;
+    mel_status s = new_layer(n, k, bias, compute, &layer, err);
+    if (s) return s;
+    s = mel_packed_check(packed, &h, err);
+    if (!s && layer->compute == MEL_S8) {
+        layout = mel_s8_layout(n, k);
+        bytes = mel_s8_packed_bytes(n, k, h->flags == 1);
+    } else if (!s) {
+        s = linear_op(layer, PACK_ROWS, MEL_ACT_NONE, layer->compute, NULL, &probe, err);
+        if (!s) layout = door_layout(&probe.weights_desc);
+        if (!s) bytes = (int64_t)dnnl_memory_desc_get_size(&probe.weights_desc);
+    }
+    bool same = !s && h->layout == layout && h->bytes == bytes && h->n == n && h->k == k &&
+                h->compute == (int64_t)layer->compute && h->flags == (layer->compute == MEL_S8 && h->flags == 1);
+    if (!s && !same)
+        s = mel_fail(err, MEL_EFORMAT, "linear: the packed layer is [%lld, %lld] in another layout", (long long)h->n,
+            (long long)h->k);
+    if (!s && layer->compute == MEL_S8) {
+        s = mel_s8_map(n, k, h->flags == 1, (const char *)(h + 1), &layer->s8, err);
+    } else if (!s) {
+        layer->packed = (void *)(h + 1);
+        layer->desc = probe.weights_desc;
+    }
+    if (!s) layer->kept = mel_tensor_ref(packed);
+    door_free(&probe);
+    if (s)
+        mel_linear_free(layer);
+    else
+        *out = layer;
+    return s;
+}
+
+// ---- running -----------------------------------------------------------------------------------------
 
 static mel_status find_op(mel_linear *layer, int64_t m, mel_act act, mel_dtype dst, door_op **out, mel_error *err) {
     cached_op *victim = &layer->ops[0];

@@ -2,6 +2,7 @@
 // token at a time as they come (Dettmers et al. 2022, "vector-wise"), sums in s32, one pass to floats with bias and
 // activation.
 #include "ops/linear_s8.h"
+#include "ops/packed.h"
 
 #include "kernels/gemm_s8.h"
 
@@ -19,6 +20,7 @@ struct linear_s8 {
     float *scales; // [n_padded]
     float *divide; // [k]: 1 / smooth, or NULL
     int32_t *sums; // [n_padded]: of the quantised weights of an output channel
+    bool mapped;   // all of them lie in somebody else's memory
 };
 
 static int64_t round_up(int64_t n, int64_t to) {
@@ -31,37 +33,117 @@ static const gemm_s8_kernels *kernels(void) {
 
 void mel_s8_free(linear_s8 *layer) {
     if (!layer) return;
-    mel_free(layer->panels);
-    mel_free(layer->scales);
-    mel_free(layer->sums);
-    mel_free(layer->divide);
+    if (!layer->mapped) {
+        mel_free(layer->panels);
+        mel_free(layer->scales);
+        mel_free(layer->sums);
+        mel_free(layer->divide);
+    }
     mel_free(layer);
 }
 
 int64_t mel_s8_bytes(const linear_s8 *layer) {
-    return layer->n_padded * (layer->k_padded + 8);
+    return layer->mapped ? 0 : layer->n_padded * (layer->k_padded + 8);
 }
 
-static void pack_row(linear_s8 *layer, int64_t row, const float *w, int64_t from, int64_t depth) {
-    int8_t *panel = layer->panels + row / S8_PANEL * S8_PANEL * layer->k_padded + from * S8_PANEL + row % S8_PANEL * 4;
-    float by = 1.0f / layer->scales[row];
+static linear_s8 *empty_layer(int64_t n, int64_t k, mel_error *err) {
+    linear_s8 *l = mel_alloc_zero(sizeof *l, err);
+    if (!l) return NULL;
+    l->n = n;
+    l->k = k;
+    l->n_padded = round_up(n, S8_PANEL);
+    l->k_padded = round_up(k, 4);
+    return l;
+}
+
+// ---- in files: panels, scales, sums, divide, each from a multiple of 64 bytes on -------------------
+
+enum {
+    S8_LAYOUT = 1 // raised by every change of what is stored
+};
+
+typedef struct parts {
+    int64_t scales, sums, divide, end;
+} parts;
+
+static parts parts_of(int64_t n, int64_t k, bool smooth) {
+    const int64_t channels = round_up(n, S8_PANEL);
+    parts p;
+    p.scales = round_up(channels * round_up(k, 4), 64);
+    p.sums = p.scales + channels * 4;
+    p.divide = p.sums + channels * 4;
+    p.end = p.divide + (smooth ? round_up(k * 4, 64) : 0);
+    return p;
+}
+
+int64_t mel_s8_packed_bytes(int64_t n, int64_t k, bool smooth) {
+    return parts_of(n, k, smooth).end;
+}
+
+bool mel_s8_smooth(const linear_s8 *layer) {
+    return layer->divide != NULL;
+}
+
+uint64_t mel_s8_layout(int64_t n, int64_t k) {
+    const int64_t fields[] = {S8_LAYOUT, S8_PANEL, n, k};
+    return mel_packed_mix(0, fields, sizeof fields);
+}
+
+void mel_s8_store(const linear_s8 *l, char *to) {
+    const parts p = parts_of(l->n, l->k, l->divide != NULL);
+    memset(to, 0, (size_t)p.end);
+    memcpy(to, l->panels, (size_t)(l->n_padded * l->k_padded));
+    memcpy(to + p.scales, l->scales, (size_t)l->n_padded * 4);
+    memcpy(to + p.sums, l->sums, (size_t)l->n_padded * 4);
+    if (l->divide) memcpy(to + p.divide, l->divide, (size_t)l->k * 4);
+}
+
+mel_status mel_s8_map(int64_t n, int64_t k, bool smooth, const char *from, linear_s8 **out, mel_error *err) {
+    const parts p = parts_of(n, k, smooth);
+    linear_s8 *l = empty_layer(n, k, err);
+    if (!l) return MEL_ENOMEM;
+    char *base = (char *)from; // read only: nothing writes to the parts of a made layer
+    l->mapped = true;
+    l->panels = (int8_t *)base;
+    l->scales = (float *)(void *)(base + p.scales);
+    l->sums = (int32_t *)(void *)(base + p.sums);
+    if (smooth) l->divide = (float *)(void *)(base + p.divide);
+    *out = l;
+    return MEL_OK;
+}
+
+// ---- making ----------------------------------------------------------------------------------------
+
+// One row of weights, quantised (with the offset of 128 that activations have) into q, then dealt to its panel.
+static void pack_row(linear_s8 *l, int64_t row, const float *w, uint8_t *q) {
+    int8_t *panel = l->panels + row / S8_PANEL * S8_PANEL * l->k_padded + row % S8_PANEL * 4;
     int32_t sum = 0;
-    for (int64_t t = 0; t < depth; t++) {
-        float v = nearbyintf(w[t] * by);
-        int8_t q = (int8_t)(v < -127 ? -127 : v > 127 ? 127 : v);
-        panel[t / 4 * S8_PANEL * 4 + t % 4] = q;
-        sum += q;
+    l->scales[row] = kernels()->quantize(w, l->k, q);
+    for (int64_t t = 0; t < l->k; t++) {
+        sum += q[t] - 128;
+        q[t] ^= 128;
     }
-    layer->sums[row] += sum;
+    for (int64_t t = l->k; t < l->k_padded; t++)
+        q[t] = 0;
+    for (int64_t t = 0; t < l->k_padded; t += 4)
+        memcpy(panel + t * S8_PANEL, q + t, 4);
+    l->sums[row] = sum;
+}
+
+static bool all_finite(const float *w, int64_t n) {
+    uint32_t worst = 0;
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, w + i, 4);
+        bits &= 0x7fffffffu;
+        worst = bits > worst ? bits : worst;
+    }
+    return worst < 0x7f800000u;
 }
 
 mel_status mel_s8_create(const mel_source *source, const float *smooth, linear_s8 **out, mel_error *err) {
-    linear_s8 *l = mel_alloc_zero(sizeof *l, err);
+    linear_s8 *l = empty_layer(source->rows, source->columns, err);
     if (!l) return MEL_ENOMEM;
-    l->n = source->rows;
-    l->k = source->columns;
-    l->n_padded = round_up(l->n, S8_PANEL);
-    l->k_padded = round_up(l->k, 4);
     l->panels = mel_alloc_zero((size_t)(l->n_padded * l->k_padded), err);
     l->scales = l->panels ? mel_alloc_zero((size_t)l->n_padded * 4, err) : NULL;
     l->sums = l->scales ? mel_alloc_zero((size_t)l->n_padded * 4, err) : NULL;
@@ -82,19 +164,15 @@ mel_status mel_s8_create(const mel_source *source, const float *smooth, linear_s
         if (status) continue;
         int64_t count = l->n - at < S8_PANEL ? l->n - at : S8_PANEL;
         mel_error e = {0};
-        float *rows = mel_alloc((size_t)(count * l->k) * 4, &e);
+        float *rows = mel_alloc((size_t)(count * l->k) * 4 + (size_t)l->k_padded, &e);
         mel_status s = rows ? mel_source_read(source, at, count, MEL_F32, rows, &e) : MEL_ENOMEM;
         for (int64_t r = 0; r < count && !s; r++) {
             float *w = rows + r * l->k;
-            float top = 0;
             if (smooth) mel_rows()->binary(K_MUL, w, 1, smooth, 1, w, l->k);
-            for (int64_t t = 0; t < l->k; t++) {
-                if (!isfinite(w[t]))
-                    s = mel_fail(&e, MEL_EINVAL, "linear: weight row %lld is not finite", (long long)(at + r + 1));
-                top = fabsf(w[t]) > top ? fabsf(w[t]) : top;
-            }
-            l->scales[at + r] = top > 0 ? top / 127.0f : 1.0f;
-            if (!s) pack_row(l, at + r, w, 0, l->k);
+            if (!all_finite(w, l->k))
+                s = mel_fail(&e, MEL_EINVAL, "linear: weight row %lld is not finite", (long long)(at + r + 1));
+            else
+                pack_row(l, at + r, w, (uint8_t *)(rows + count * l->k));
         }
         mel_free(rows);
         if (s) {

@@ -9,6 +9,12 @@ typedef struct linear_s8 linear_s8;
 mel_status mel_s8_create(const mel_source *source, const float *smooth, linear_s8 **out, mel_error *err);
 void mel_s8_free(linear_s8 *layer); // NULL is fine
 int64_t mel_s8_bytes(const linear_s8 *layer);
+// What the layer keeps as one piece of mel_s8_packed_bytes bytes, and a layer that reads such a piece where it lies.
+int64_t mel_s8_packed_bytes(int64_t n, int64_t k, bool smooth);
+bool mel_s8_smooth(const linear_s8 *layer);
+uint64_t mel_s8_layout(int64_t n, int64_t k);
+void mel_s8_store(const linear_s8 *layer, char *to);
+mel_status mel_s8_map(int64_t n, int64_t k, bool smooth, const char *from, linear_s8 **out, mel_error *err);
 // y [m, n] = act(x W^T + bias) from dense float rows x [m, k].
 mel_status mel_s8_run(const linear_s8 *layer, const mel_tensor *x, int64_t m, const float *bias, mel_act act,
     mel_dtype dtype, void *y, mel_error *err);

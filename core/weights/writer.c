@@ -279,12 +279,15 @@ static mel_status start(mel_weights_writer *w, mel_error *err) {
     if (!text) return FAIL(MEL_ENOMEM, "%s: no memory for the header", w->path);
     mel_status s = sort_by_name(w, err);
     size_t length = strlen(text);
-    uint64_t padded = (length + 7) & ~(uint64_t)7;
+    char blanks[64];
+    memset(blanks, ' ', sizeof blanks);
+    // Tensors of whole vectors stay aligned where the file is mapped.
+    uint64_t padded = ((length + 8 + 63) & ~(uint64_t)63) - 8;
     w->base = 8 + (int64_t)padded;
     if (s == MEL_OK) s = reserve(w, at <= INT64_MAX - w->base ? w->base + at : INT64_MAX, err);
     if (s == MEL_OK) s = put(w, &padded, 8, 0, err);
     if (s == MEL_OK) s = put(w, text, (int64_t)length, 8, err);
-    if (s == MEL_OK) s = put(w, "        ", (int64_t)(padded - length), 8 + (int64_t)length, err);
+    if (s == MEL_OK) s = put(w, blanks, (int64_t)(padded - length), 8 + (int64_t)length, err);
     free(text);
     return s;
 }

@@ -413,12 +413,13 @@ end
 -- Makes the model's packed layers those of the plan.
 function M.apply(model, plan)
   local files = model.sources and M.files(model.sources.dit.weights) or {}
+  local packed = require("melies.packed").of(model, plan)
   local function drop() for _, file in ipairs(files) do file:drop() end end
   local function set(layers, pack)
     local changed = false
     for _, layer in ipairs(layers) do
       if layer.kept and layer.lazy == pack then
-        if pack then layer:pack() else layer:unpack() end
+        if not pack then layer:unpack() elseif packed then packed:pack(layer) else layer:pack() end
         changed = true
       end
     end
@@ -428,6 +429,7 @@ function M.apply(model, plan)
   for i = #plan.parts.blocks, plan.resident + 1, -1 do set(plan.parts.blocks[i].layers, false) end
   set(plan.parts.rest.layers, plan.rest)
   for i = 1, plan.resident do set(plan.parts.blocks[i].layers, true) end
+  if packed then packed:finish() end
   -- Pages of a streamed block are given back when it is done.
   for _, core in ipairs(cores(model.dit)) do core.after_block = nil end
   for i, block in ipairs(plan.parts.blocks) do

@@ -8,6 +8,7 @@
 --   c:key(kind, fields)                  -> key
 --   c:get(kind, key)                     -> { name = tensor }, metadata; nil where there is none
 --   c:put(kind, key, tensors, metadata)  -> whether it was kept
+--   c:map(kind, key)                     -> the entry as open weights, read where it lies, for "packed" (melies.packed)
 --   c:list(), c:clear{ older = seconds }, c:verify(), c:evict()
 --
 -- The folder is $MELIES_CACHE ("off": none), $XDG_CACHE_HOME/melies or ~/.cache/melies; the limit $MELIES_CACHE_LIMIT
@@ -25,6 +26,7 @@ Cache.__index = Cache
 
 local FORMAT = 1 -- part of every key: a change of what is kept, or how, raises it
 local DEFAULT_LIMIT = 4 * 2 ^ 30
+local BY_PARTS = "parts"
 local STALE = 3600 -- seconds after which an unfinished file is a dead process's
 
 -- ---- hashes ----------------------------------------------------------------------------------------
@@ -178,9 +180,15 @@ local function read_entry(path)
   local f, message = require("melies.weights").open(path)
   if not f then return nil, message end
   local tensors, metadata = {}, f.metadata
+  local parts = metadata.melies_content == BY_PARTS -- large ones say in every part whether it is whole
   local ok, why = pcall(function()
-    for _, name in ipairs(f:names()) do tensors[name] = f:get(name):clone() end
+    for _, name in ipairs(f:names()) do
+      local x = f:get(name)
+      if parts then lib.call(C.mel_linear_packed_check, x.handle) end
+      tensors[name] = parts and x or x:clone()
+    end
   end)
+  if parts then return ok and tensors or nil, ok and metadata or ("%s: %s"):format(path, tostring(why)) end
   f:close()
   if not ok then return nil, tostring(why) end
   if metadata.melies_content ~= content_hash(tensors) then return nil, path .. ": the content is not what was written" end
@@ -200,6 +208,31 @@ function Cache:get(kind, key)
   end
   fs.touch(path) -- fails in a read-only folder: then it only counts as older
   return tensors, metadata
+end
+
+-- Nothing of it is checked: packed layers check themselves.
+function Cache:map(kind, key)
+  local path = self:path(kind, key)
+  if not fs.stat(path) then return nil end
+  local f = require("melies.weights").open(path)
+  if not f then os.remove(path) return nil end
+  fs.touch(path)
+  return f
+end
+
+-- An entry of parts: { name = { dtype =, shape =, make = } } as weights.save takes them. At most `share` of the limit.
+function Cache:put_parts(kind, key, parts, metadata, share)
+  local bytes = 0
+  for _, part in pairs(parts) do bytes = bytes + part.shape[1] end
+  if self.gave_up or bytes > self.limit * share then return false end
+  local made, message = fs.make(self.folder)
+  if not made then return self:give_up(message) end
+  local all = { melies_kind = kind, melies_key = key, melies_content = BY_PARTS }
+  for name, value in pairs(metadata) do all[name] = value end
+  local ok, why = require("melies.weights").save(self:path(kind, key), parts, all)
+  if not ok then return self:give_up(why) end
+  self:evict()
+  return true
 end
 
 -- Told once: a folder that cannot be written, a full disk.

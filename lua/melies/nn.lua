@@ -82,7 +82,12 @@ function nn.linear(weight, bias, options)
 end
 nn.Linear = Linear
 
--- Of a lazy layer: pack() makes the packed copy, unpack() lets it go. Other layers stay as they are.
+-- Of a lazy layer: pack() makes the packed copy, unpack() lets it go. Other layers stay as they are. pack(kept) takes what
+-- packed() gave in this or an earlier process, where it fits; whether it did.
+local function replace(self, handle, lazy)
+  self:free()
+  self.handle, self.lazy = ffi.gc(handle, C.mel_linear_free), lazy
+end
 local function recreate(self, lazy)
   if self.handle == nil then error("linear: this layer was freed", 3) end
   if not self.kept or self.lazy == lazy then return end
@@ -91,11 +96,31 @@ local function recreate(self, lazy)
   if lazy then check(make.mel_linear_create_lazy(k.source.handle, bias, k.code, box, err), 2)
   elseif k.smooth then check(make.mel_linear_create_smooth(k.source.handle, bias, k.smooth.handle, box, err), 2)
   else check(make.mel_linear_create_from(k.source.handle, bias, k.code, box, err), 2) end
-  self:free()
-  self.handle, self.lazy = ffi.gc(box[0], C.mel_linear_free), lazy
+  replace(self, box[0], lazy)
 end
-function Linear:pack() recreate(self, false) end
+function Linear:pack(kept)
+  if kept and self.kept and self.lazy then
+    local k, box = self.kept, ffi.new("mel_linear*[1]")
+    local status = make.mel_linear_create_packed(self.outputs, self.inputs, need(kept, "linear"),
+      k.bias and k.bias.handle or nil, k.code, box, err)
+    if status == lib.OK then
+      replace(self, box[0], false)
+      return true
+    end
+    if status ~= lib.EFORMAT then check(status) end
+  end
+  recreate(self, false)
+  return false
+end
 function Linear:unpack() recreate(self, true) end
+
+-- The packed form, u8 [n], for a file (melies.packed); none of a lazy layer.
+function Linear:packed()
+  local box = ffi.new("mel_tensor*[1]")
+  check(make.mel_linear_packed(self.handle, box, err))
+  return tensor.wrap(box[0])
+end
+function Linear:packed_bytes() return tonumber(C.mel_linear_packed_bytes(self.handle)) end
 
 -- Bytes that the layer holds for itself: its packed weights, none where it is lazy.
 function Linear:bytes() return tonumber(C.mel_linear_bytes(self.handle)) end

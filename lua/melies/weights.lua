@@ -275,10 +275,10 @@ local function sorted_keys(t)
   return out
 end
 
-local function check_tensors(what, tensors, level)
+local function check_tensors(what, tensors, level, later)
   if type(tensors) ~= "table" then error(what .. ": a table of name = tensor is wanted", level + 1) end
   for name, x in pairs(tensors) do
-    if type(name) ~= "string" or not tensor.is(x) then
+    if type(name) ~= "string" or not (tensor.is(x) or (later and type(x) == "table" and x.make)) then
       error(("%s: '%s' is %s, not a tensor with a name"):format(what, tostring(name), type(x)), level + 1)
     end
   end
@@ -322,10 +322,11 @@ function weights.from_table(tensors, metadata)
 end
 
 -- weights.save(path, { name = tensor, ... }, metadata): writes safetensors, under the name only when complete. metadata
--- maps strings to strings or numbers. true, or nil and a message where the file cannot be written.
+-- maps strings to strings or numbers. true, or nil and a message where the file cannot be written. In place of a tensor:
+-- { dtype =, shape =, make = function() return tensor end }, made when its turn has come and freed.
 function weights.save(path, tensors, metadata)
   if type(path) ~= "string" then error("weights.save: a path is a string, not " .. type(path), 2) end
-  check_tensors("weights.save", tensors, 2)
+  check_tensors("weights.save", tensors, 2, true)
   local box = ffi.new("mel_weights_writer*[1]")
   local ok, message, status = lib.try(C.mel_weights_writer_create, path, box)
   if not ok then return nil, message, status end
@@ -341,10 +342,19 @@ function weights.save(path, tensors, metadata)
   end
   local names = sorted_keys(tensors)
   for _, name in ipairs(names) do
-    local x = tensors[name].handle
-    try(C.mel_weights_writer_declare, name, C.mel_tensor_dtype(x), C.mel_tensor_ndim(x), C.mel_tensor_shape(x))
+    local x = tensors[name]
+    try(C.mel_weights_writer_declare, name, tensor.dtype_code(x.dtype), #x.shape, ffi.new("int64_t[8]", x.shape))
   end
-  for _, name in ipairs(names) do try(C.mel_weights_writer_write, name, tensors[name].handle) end
+  for _, name in ipairs(names) do
+    local x = tensors[name]
+    if tensor.is(x) then
+      try(C.mel_weights_writer_write, name, x.handle)
+    elseif not failed then
+      local made = x.make()
+      try(C.mel_weights_writer_write, name, made.handle)
+      made:free()
+    end
+  end
   try(C.mel_weights_writer_finish)
   C.mel_weights_writer_free(ffi.gc(writer, nil))
   if failed then return nil, failed[1], failed[2] end

@@ -274,6 +274,27 @@ static mel_status call_linear_bias(mel_tensor **out, mel_error *err) {
     return s;
 }
 
+static mel_status packed_as(mel_dtype dtype, mel_tensor **out, mel_error *err) {
+    mel_linear *layer = NULL, *again = NULL;
+    mel_tensor *form = NULL;
+    mel_status s = mel_linear_create(w, NULL, dtype, &layer, err);
+    if (!s) s = mel_linear_packed(layer, &form, err);
+    mel_linear_free(layer);
+    if (!s) s = mel_linear_create_packed(5, 6, form, NULL, dtype, &again, err);
+    DROP(form);
+    if (!s) s = mel_linear_run(again, x, NO_ACT, MEL_SAME, out, err);
+    mel_linear_free(again);
+    return s;
+}
+
+static mel_status call_linear_packed(mel_tensor **out, mel_error *err) {
+    return packed_as(MEL_BF16, out, err);
+}
+
+static mel_status call_linear_packed_s8(mel_tensor **out, mel_error *err) {
+    return packed_as(MEL_S8, out, err);
+}
+
 static mel_status call_conv(mel_tensor **out, mel_error *err) {
     mel_conv *layer = NULL;
     mel_tensor *bias = NULL;
@@ -306,8 +327,8 @@ static const struct {
     ROW(reduce, false), ROW(concat, false), ROW(pad, false), ROW(pad_edge, false), ROW(gather, false),
     ROW(resize, true), ROW(layer_norm, true), ROW(rms_norm, true), ROW(l2_norm, true), ROW(softmax, true),
     ROW(group_norm, true), ROW(rope, true), ROW(attention, true), ROW(attention_bf16, true), ROW(attention_s8, true),
-    ROW(matmul, true), ROW(matmul_batched, true), ROW(linear, true), ROW(linear_bias, true), ROW(conv, true),
-    ROW(conv_bf16, true)};
+    ROW(matmul, true), ROW(matmul_batched, true), ROW(linear, true), ROW(linear_bias, true), ROW(linear_packed, true),
+    ROW(linear_packed_s8, true), ROW(conv, true), ROW(conv_bf16, true)};
 enum {
     CALLS = sizeof calls / sizeof *calls
 };

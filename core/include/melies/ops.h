@@ -170,6 +170,14 @@ MEL_API mel_status mel_linear_create_smooth(
 // (a prompt's tokens), packed for the moment of the run for many. source: [N, K], kept alive.
 MEL_API mel_status mel_linear_create_lazy(
     mel_source *source, const mel_tensor *bias, mel_dtype compute, mel_linear **out, mel_error *err);
+// The packed form of a layer as u8 [mel_linear_packed_bytes], to be kept in a file; MEL_EUNSUPPORTED of a lazy layer.
+MEL_API int64_t mel_linear_packed_bytes(const mel_linear *layer); // 0 of a lazy layer
+MEL_API mel_status mel_linear_packed(const mel_linear *layer, mel_tensor **out, mel_error *err);
+// A layer over such a form, which is used where it lies (in a mapped file) and kept alive. MEL_EFORMAT: it is damaged,
+// of another size or compute dtype, or of another oneDNN or instruction set.
+MEL_API mel_status mel_linear_create_packed(int64_t n, int64_t k, mel_tensor *packed, const mel_tensor *bias,
+    mel_dtype compute, mel_linear **out, mel_error *err);
+MEL_API mel_status mel_linear_packed_check(const mel_tensor *packed, mel_error *err); // MEL_EFORMAT: damaged
 MEL_API void mel_linear_free(mel_linear *layer);
 // Bytes of memory that the layer holds for itself.
 MEL_API int64_t mel_linear_bytes(const mel_linear *layer);
