@@ -70,7 +70,11 @@ local step_known = { lr = true, clip = true, scale = true }
 -- at most clip. Gradients are used up. nil and a message where one is not finite: nothing has changed then.
 -- A parameter without a gradient stays as it is.
 local options_box = ffi.typeof("mel_adamw")
-function AdamW:step(o)
+function AdamW:step(o) return optim.step(self, o) end
+optim.AdamW = AdamW
+
+-- The step of an optimiser with AdamW's fields. other(name, param, settings) -> true where it has changed the value itself.
+function optim.step(self, o, other)
   o = o or {}
   lib.check_options("step", o, step_known)
   local scale = o.scale or 1
@@ -86,8 +90,10 @@ function AdamW:step(o)
     local p = self.params[name]
     if p.grad then
       s.weight_decay = self.decays[name] and self.weight_decay or 0
-      check(C.mel_adamw_step(s, p.value.handle, p.grad.handle, self.m[name].handle, self.v[name].handle,
-        self.ema and self.ema[name].handle or nil, err))
+      if not (other and other(name, p, s)) then
+        check(C.mel_adamw_step(s, p.value.handle, p.grad.handle, self.m[name].handle, self.v[name].handle,
+          self.ema and self.ema[name].handle or nil, err))
+      end
       if p.half then p.half:free() end
       p.half = nil
       p.grad:free()

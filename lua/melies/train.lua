@@ -58,7 +58,7 @@ end
 local known = { params = true, loss = true, steps = true, lr = true, schedule = true, warmup = true, final = true,
   betas = true, eps = true, weight_decay = true, decay = true, clip = true, ema = true, accumulate = true, seed = true,
   folder = true, every = true, keep = true, resume = true, config = true, may_differ = true, data = true, on_step = true,
-  metadata = true }
+  metadata = true, optimiser = true }
 
 -- What two runs must share, as one flat table of texts.
 local function flatten(out, prefix, value)
@@ -107,6 +107,7 @@ end
 --                 step: index, micro, lr, and noise, uniform, random
 --   steps         how many; lr = 1e-3; schedule "constant", "cosine" or "linear"; warmup = 0 steps; final = 0: what part
 --                 of lr the schedule ends at
+--   optimiser     optim.adamw, or muon.new (melies.muon)
 --   betas, eps, weight_decay, decay, ema: as optim.adamw; clip: the largest norm of the gradients
 --   accumulate    gradients of so many calls of loss are averaged (1); seed (0)
 --   folder        of the checkpoints; every = 100 steps; keep = 2 of them; resume = true
@@ -125,7 +126,7 @@ function train.new(o)
   for key, value in pairs(o) do copy[key] = value end
   o = copy
   o.lr, o.seed, o.accumulate, o.every, o.keep = o.lr or 1e-3, o.seed or 0, o.accumulate or 1, o.every or 100, o.keep or 2
-  local run = setmetatable({ o = o, step = 0, draws = 0, notes = {}, optimiser = optim.adamw(o.params, { lr = o.lr,
+  local run = setmetatable({ o = o, step = 0, draws = 0, notes = {}, optimiser = (o.optimiser or optim.adamw)(o.params, { lr = o.lr,
     betas = o.betas, eps = o.eps, weight_decay = o.weight_decay, decay = o.decay, ema = o.ema }) }, Run)
   run.config = configuration(run)
   if o.folder then
