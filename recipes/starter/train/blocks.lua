@@ -1,0 +1,80 @@
+-- melies-api: 1
+-- The latent space of the starter: the best linear code (Karhunen-Loeve) of the world's blocks of 4 frames x 8 x 8 pixels.
+--
+-- The principal axes come from the covariance of the blocks of some clips by orthogonal iteration. Axis i is divided by
+-- the root of its own deviation times a constant, so that the loud ones stay louder (noise then takes the details first)
+-- and the mean square over all is 1. Models/linear_blocks.lua reads the file.
+local melies = require "melies"
+local T = melies.tensor
+
+local blocks = {}
+blocks.block, blocks.latent = { 4, 8, 8 }, 48
+
+local function cut(frames) -- u8 [1 + 4k, H, W, 3] -> f32 [blocks, 768]
+  local b = blocks.block
+  local x = frames:to("f32") * (1 / 255)
+  x = x:pad(1, b[1] - 1, 0, "edge")
+  local t, h, w = x.shape[1] / b[1], x.shape[2] / b[2], x.shape[3] / b[3]
+  return x:reshape(t, b[1], h, b[2], w, b[3], 3):permute(1, 3, 5, 2, 4, 6, 7):reshape(t * h * w, b[1] * b[2] * b[3] * 3)
+end
+
+-- Rows of q [k, n] made orthonormal, in order (Gram and Schmidt, twice each for safety).
+local function orthonormal(q)
+  local k, n = q.shape[1], q.shape[2]
+  local p = q:ptr()
+  for i = 0, k - 1 do
+    for _ = 1, 2 do
+      for j = 0, i - 1 do
+        local dot = 0
+        for x = 0, n - 1 do dot = dot + p[i * n + x] * p[j * n + x] end
+        for x = 0, n - 1 do p[i * n + x] = p[i * n + x] - dot * p[j * n + x] end
+      end
+    end
+    local square = 0
+    for x = 0, n - 1 do square = square + p[i * n + x] ^ 2 end
+    for x = 0, n - 1 do p[i * n + x] = p[i * n + x] / math.sqrt(square) end
+  end
+end
+
+-- blocks.train(world, o) -> tensors of linear_blocks, and the PSNR in dB on clips held out. o: clips, size, progress
+function blocks.train(world, o)
+  local n = blocks.block[1] * blocks.block[2] * blocks.block[3] * 3
+  local compute = melies.compute()
+  melies.set_compute "f32"
+  local sum, product, count = T.zeros { n }, T.zeros { n, n }, 0
+  for index = 1, o.clips do
+    local x = cut(world.clip({ seed = 4, index = index, size = o.size, frames = 17 }).frames)
+    sum:add_(x:sum(1))
+    product:add_(x:transpose(1, 2):contiguous():matmul(x))
+    count = count + x.shape[1]
+    o.progress(index)
+  end
+  local mean = sum * (1 / count)
+  local column = mean:reshape(n, 1)
+  local covariance = product * (1 / count) - column:matmul(mean:reshape(1, n))
+  local axes = T.noise({ blocks.latent, n }, { seed = 1 })
+  orthonormal(axes)
+  for _ = 1, 60 do
+    axes = axes:matmul(covariance)
+    orthonormal(axes)
+  end
+  local deviation = (axes:matmul(covariance) * axes):sum(2):sqrt()
+  local gain = deviation ^ -0.5
+  local total = (deviation * gain):sumsq() / blocks.latent
+  gain = gain * (1 / math.sqrt(total))
+  local encoder = (axes * gain:reshape(blocks.latent, 1)):contiguous()
+  local decoder = (axes / gain:reshape(blocks.latent, 1)):transpose(1, 2):contiguous()
+  local tensors = { ["encoder.weight"] = encoder, ["encoder.bias"] = encoder:matmul(column):reshape(blocks.latent) * -1,
+    ["decoder.weight"] = decoder, ["decoder.bias"] = mean }
+  local off, values = 0, 0
+  for index = 1, 40 do
+    local x = cut(world.clip({ seed = 3, index = index, size = o.size, frames = 17, split = "heldout" }).frames)
+    local z = x:matmul(encoder, { transpose = true }) + tensors["encoder.bias"]
+    local back = (z:matmul(decoder, { transpose = true }) + mean):clamp(0, 1)
+    off, values = off + (back - x):sumsq(), values + x:numel()
+  end
+  melies.set_compute(compute)
+  return tensors, -10 * math.log10(off / values)
+end
+
+return blocks
