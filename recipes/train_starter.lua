@@ -22,7 +22,7 @@ function stages.blocks(p, job, world)
   job:progress("principal axes", 400)
   local tensors, psnr = blocks.train(world, { clips = 400, size = p.size, progress = function(n) job.stage:step(n) end })
   job:end_stage()
-  melies.log.info(("%d values for a block of 768: %.2f dB on held-out clips"):format(blocks.latent, psnr))
+  io.stderr:write(("%d values for a block of 768: %.2f dB on held-out clips\n"):format(blocks.latent, psnr))
   job:check(melies.weights.save(p.folder .. "/autoencoder.safetensors", tensors, { psnr = ("%.3f"):format(psnr) }))
 end
 

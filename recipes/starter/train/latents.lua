@@ -24,7 +24,7 @@ function latents.make(world, net, o)
   if not ok then return nil, message end
   for shard = 0, math.ceil(o.clips / SHARD) - 1 do
     local path = path_of(o.folder, shard)
-    if not melies.fs.exists(path) then
+    if not melies.fs.stat(path) then
       local list, masks = {}, {}
       for i = 1, SHARD do
         local clip = world.clip { seed = latents.seed, index = shard * SHARD + i, size = o.size, frames = latents.frames }
@@ -53,7 +53,7 @@ function latents.open(folder)
   return store
 end
 function Store:look()
-  while melies.fs.exists(path_of(self.folder, #self.shards)) do
+  while melies.fs.stat(path_of(self.folder, #self.shards)) do
     local file = assert(melies.weights.open(path_of(self.folder, #self.shards)))
     self.shards[#self.shards + 1] = { file = file, latent = file:get "latent", mask = file:get "mask" }
     self.count = self.count + SHARD
