@@ -15,6 +15,7 @@ local looked_at = {
   "a black bird flying in circles in the desert", "a pink heart coming closer in a forest at night",
 }
 
+local guidance = 4
 local stages = {}
 
 function stages.blocks(p, job, world)
@@ -48,7 +49,7 @@ function stages.transformer(p, job, world)
   local watch = job:check(train_watch.new { folder = folder, steps = p.steps, title = "starter: transformer",
     sample_every = p.sample_every, bar = job:progress("transformer", p.steps), sample = function()
       local nets = transformer.with(world, run:weights(true))
-      local latents = transformer.sample(nets, tokenizer, looked_at, { shape = shape, steps = 20, guidance = 4 })
+      local latents = transformer.sample(nets, tokenizer, looked_at, { shape = shape, steps = 20, guidance = guidance })
       local clips = {}
       for i = 1, #looked_at do
         local clip = melies.media.to_u8(decoder:decode(latents:select(1, i):contiguous()))
@@ -65,25 +66,83 @@ function stages.transformer(p, job, world)
   job:check(melies.weights.save(p.folder .. "/transformer.safetensors", run:weights(true)))
 end
 
-local order = { "blocks", "tokenizer", "latents", "transformer" }
+function stages.few_steps(p, job, world)
+  local transformer = part "transformer"
+  local file = job:check(melies.weights.open(p.folder .. "/transformer.safetensors"))
+  local weights = {}
+  for _, name in ipairs(file:names()) do weights[name] = file:get(name) end
+  local watch = job:check(train_watch.new { folder = p.folder .. "/few_steps", steps = p.few_steps_steps,
+    title = "starter: four steps", bar = job:progress("four steps", p.few_steps_steps) })
+  local run = job:check(part("few_steps").train(world, transformer, { weights = weights, guidance = guidance,
+    store = job:check(part("latents").open(p.folder .. "/latents")), folder = p.folder .. "/few_steps",
+    tokenizer = job:check(melies.tokenizer.load(p.folder .. "/spiece.model")), steps = p.few_steps_steps,
+    batch = p.batch, lr = p.rate / 5, seed = p.seed, on_step = watch.on_step }))
+  job:check(watch:follow(run))
+  local ok, message = run:run()
+  watch:finish()
+  job:check(ok, message)
+  job:check(melies.weights.save(p.folder .. "/few_steps.safetensors", run:weights(true)))
+end
+
+-- The model folder: bf16 weights, the tokenizer, and config.json.
+function stages.export(p, job)
+  local transformer, blocks = part "transformer", part "blocks"
+  local to = p.folder .. "/model"
+  job:check(melies.fs.make(to))
+  local function write(name, tensors) job:check(melies.weights.save(to .. "/" .. name, tensors)) end
+  local all = job:check(melies.weights.open(p.folder .. "/transformer.safetensors"))
+  local parts = { dit = {}, text_encoder = {} }
+  for _, name in ipairs(all:names()) do
+    local kind, own = name:match "^([%w_]+)/(.*)$"
+    if parts[kind] then parts[kind][own] = all:get(name):to("bf16") end
+  end
+  write("dit.safetensors", parts.dit)
+  write("text_encoder.safetensors", parts.text_encoder)
+  local function half(path)
+    local file, tensors = melies.weights.open(path), {}
+    for _, name in ipairs(file and file:names() or {}) do tensors[name] = file:get(name):to("bf16") end
+    return file and tensors
+  end
+  local few = half(p.folder .. "/few_steps.safetensors")
+  if few then write("dit_few.safetensors", few) end
+  local auto = job:check(melies.weights.open(p.folder .. "/autoencoder.safetensors"))
+  local linear = {}
+  for _, name in ipairs(auto:names()) do linear[name] = auto:get(name) end
+  write("autoencoder.safetensors", linear)
+  job:check(melies.fs.write(to .. "/spiece.model", job:check(melies.fs.read(p.folder .. "/spiece.model"))))
+  local dit, text = transformer.dit, transformer.text
+  job:check(melies.fs.write(to .. "/config.json", melies.json.encode({
+    dit = { layout = "wan2.1 t2v", dim = dit.dim, heads = dit.heads, ffn = dit.ffn, layers = dit.layers,
+      freq_dim = dit.freq_dim, text_dim = dit.text_dim, text_len = transformer.text_len, in_channels = dit.channels,
+      out_channels = dit.channels, patch = dit.patch, prediction = "flow: velocity = noise - data; timestep = 1000 * sigma" },
+    text_encoder = { layout = "umt5", vocab = text.vocabulary, dim = text.dim, dim_attn = text.dim, heads = text.heads,
+      ffn = text.ffn, layers = text.layers, buckets = 32, max_distance = 128, eos = 1, pad = 0,
+      empty_prompt = "the end mark alone" },
+    autoencoder = { layout = "linear blocks", latent = blocks.latent, block = blocks.block },
+    sample = { frames = 17, height = p.size, width = p.size, fps = 8, steps = 20, shift = transformer.shift,
+      guidance = guidance, sampler = "euler" },
+    few_steps = few and { file = "dit_few.safetensors", steps = 4, guidance = 1 } or nil,
+  }, { indent = 1 }) .. "\n"))
+end
+
+local order = { "blocks", "tokenizer", "latents", "transformer", "few_steps", "export" }
 
 return {
-  kind = "recipe", name = "train_starter", help = "Train the starter model: autoencoder, text encoder, transformer.",
+  kind = "recipe", name = "train_starter", help = "Train the starter model from nothing: latent space, tokenizer, text encoder, transformer, four-step variant.",
   params = {
     stage = { "enum", choices = { "all", unpack(order) }, default = "all", help = "which part to train" },
     folder = { "string", default = "out/starter", help = "of the checkpoints and logs" },
     size = { "integer", default = 96, min = 32, max = 256, help = "pixels of a side, a multiple of 16" },
     clips = { "integer", default = 24000, min = 500, max = 1e7, help = "training clips kept as latents" },
     steps = { "integer", default = 12000, min = 1, max = 1e7, help = "steps of the transformer" },
+    few_steps_steps = { "integer", default = 500, min = 1, max = 1e7, help = "steps of the four-step variant" },
     batch = { "integer", default = 16, min = 1, max = 4096, help = "clips a step" },
     rate = { "number", default = 2e-3, min = 1e-6, max = 1, help = "learning rate" },
     sample_every = { "integer", default = 1000, min = 1, help = "steps between two sheets to look at" },
-    threads = { "integer", default = 1, min = 1, max = 256, help = "threads" },
   },
-  order = { "stage", "folder", "size", "clips", "steps", "batch", "rate", "sample_every", "threads" },
+  order = { "stage", "folder", "size", "clips", "steps", "few_steps_steps", "batch", "rate", "sample_every" },
   run = function(p, job)
     local world = part "../world/init"
-    melies.threads(p.threads)
     job:check(melies.fs.make(p.folder))
     for _, name in ipairs(order) do
       if p.stage == "all" or p.stage == name then stages[name](p, job, world) end

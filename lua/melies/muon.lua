@@ -6,7 +6,6 @@
 --   momentum = 0.95; matrix = function(name, param) -> boolean: what steps by it. By default all of two or more
 --   dimensions (a convolution [O, I, ..] is the matrix [O, I ..]) that have at least 16 rows and columns and are no
 --   embedding.
-local lib = require "melies.ffi.lib"
 local optim = require "melies.optim"
 local tensor = require "melies.tensor"
 

@@ -178,13 +178,28 @@ local function configuration(folder, given)
   return set.config, set
 end
 
+-- The configuration of a model's few-step variant: config.few_steps = { file = transformer, and what of `sample` differs }.
+local function few_steps_of(config, folder)
+  local few = config.few_steps
+  if not few then return nil, ("%s: this model has no few-step variant (no few_steps in its configuration)"):format(folder) end
+  local out, dit, sample = {}, {}, {}
+  for key, value in pairs(config) do out[key] = value end
+  for key, value in pairs(config.dit) do dit[key] = value end
+  for key, value in pairs(config.sample or {}) do sample[key] = value end
+  for key, value in pairs(few) do
+    if key == "file" then dit.file = value else sample[key] = value end
+  end
+  out.dit, out.sample = dit, sample
+  return out
+end
+
 function M.load(name, given)
   given = given or {}
   if type(name) ~= "string" then error("a model is a name or a folder, not a " .. type(name), 2) end
   local folder, message = M.find(name)
   if not folder then return nil, message end
   local key = table.concat({ folder, require("melies").compute(), given.text_encoder or "", given.autoencoder or "",
-    given.image_encoder or "", given.tokenizer or "", given.quantization or "" }, ":")
+    given.image_encoder or "", given.tokenizer or "", given.quantization or "", given.few_steps and "few" or "" }, ":")
   if cache[key] then return cache[key] end
   local parts, quantization = {}, nil
   for key_, value in pairs(given) do parts[key_] = value end
@@ -193,7 +208,9 @@ function M.load(name, given)
     quantization, message = require("melies.quantize").read(given.quantization)
     if not quantization then return nil, message end
   end
+  parts.few_steps = nil
   local config, set = configuration(folder, parts)
+  if config and given.few_steps then config, set = few_steps_of(config, folder) end
   if not config then return nil, set end
   local model = setmetatable({ name = folder:match("([^/]+)$"), folder = folder, config = config, sources = {},
     rows = {}, variant = set and set.variant }, Model)

@@ -235,7 +235,7 @@ end)
 -- ---- info ---------------------------------------------------------------------------------------------------
 
 t.test("info: weights, and files that are none", function()
-  local out, err, code = sh("melies info " .. root .. "/recipes/starter/dit.safetensors")
+  local out, err, code = sh("melies info " .. root .. "/tests/models/starter/dit.safetensors")
   t.eq(code, 0, err)
   for _, part in ipairs { "tensors", "dtypes", "bytes", "largest" } do has(out, part) end
   refuses("melies info", 2, "which file")

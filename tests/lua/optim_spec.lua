@@ -105,4 +105,39 @@ t.test("misuse is named", function()
   t.raises(function() opt:step() end, "lr -1")
 end)
 
+t.test("Muon makes the singular values of a step alike, and minimises where AdamW crawls", function()
+  local muon = require "melies.muon"
+  for _, shape in ipairs { { 24, 24 }, { 16, 40 }, { 40, 16 } } do
+    local g = T.noise(shape, { seed = 5 })
+    local o = muon.orthogonal(g)
+    local small = shape[1] <= shape[2] and o:matmul(o, { transpose = true })
+      or o:transpose(1, 2):contiguous():matmul(o, {})
+    local n = math.min(shape[1], shape[2])
+    t.near(small:sum(1):sum(1):item() / n, small:sum(1):mean(), 1e-3)
+    local diagonal = 0
+    for i = 1, n do diagonal = diagonal + small:select(1, i):get(i) end
+    t.ok(diagonal / n > 0.5 and diagonal / n < 1.4, diagonal / n) -- singular values of 0.7 to 1.2
+    t.ok((small:sumsq() - n) / n < 0.6, small:sumsq() / n) -- and little beside the diagonal
+    t.ok(g:dot(o) > 0)
+  end
+  -- an ill-conditioned quadratic |A (W - W0)|: columns of A scaled from 1 to 1/30
+  local a, wanted = T.noise({ 32, 32 }, { seed = 6 }), T.noise({ 32, 32 }, { seed = 7 })
+  local scale = {}
+  for i = 1, 32 do scale[i] = 30 ^ (-(i - 1) / 31) end
+  a = a * T.of(scale, { 1, 32 })
+  local function left(make)
+    local params = { w = grad.param(T.zeros { 32, 32 }), b = grad.param(T.zeros { 32 }) }
+    local opt = make(params, { weight_decay = 0, ema = 0.9 })
+    for step = 1, 60 do
+      grad.backward(grad.mse(grad.matmul(T.of(a:list(), { 32, 32 }), params.w), a:matmul(wanted)))
+      assert(opt:step { lr = 0.3 * (1 - step / 61) })
+    end
+    return (params.w.value - wanted):sumsq() / wanted:sumsq(), opt
+  end
+  local with, opt = left(muon.new)
+  t.ok(with < 0.5 * left(optim.adamw), with)
+  t.eq(opt:tensors()["v/w"]:numel(), 1) -- a matrix needs no second moment
+  t.ok(opt:tensors()["ema/w"])
+end)
+
 t.finish()

@@ -10,7 +10,7 @@ local model = assert(melies.pipeline.load "starter")
 t.test("a name and its folder are one model, loaded once", function()
   t.ok(melies.pipeline.load "starter" == model)
   t.eq(model.name, "starter")
-  local same = assert(melies.pipeline.load(root .. "/recipes/starter"))
+  local same = assert(melies.pipeline.load(root .. "/tests/models/starter"))
   t.eq(same.text_len, model.text_len)
 end)
 
@@ -26,7 +26,7 @@ t.test("what is missing is told", function()
   for _, missing in ipairs(parts) do
     local folder = t.folder()
     for _, part in ipairs(parts) do
-      if part ~= missing then os.execute(("ln -s '%s/recipes/starter/%s' '%s'"):format(root, part, folder)) end
+      if part ~= missing then os.execute(("ln -s '%s/tests/models/starter/%s' '%s'"):format(root, part, folder)) end
     end
     got, message = melies.pipeline.load(folder)
     t.eq(got, nil, missing) t.ok(message:find(missing, 1, true), missing .. ": " .. message)
@@ -41,9 +41,9 @@ end)
 
 t.test("a configuration that does not fit the tensors is told", function()
   local folder = t.folder()
-  os.execute(("ln -s '%s/recipes/starter/'*.safetensors '%s/recipes/starter/spiece.model' '%s'"):format(root, root,
+  os.execute(("ln -s '%s/tests/models/starter/'*.safetensors '%s/tests/models/starter/spiece.model' '%s'"):format(root, root,
     folder))
-  local f = assert(io.open(root .. "/recipes/starter/config.json"))
+  local f = assert(io.open(root .. "/tests/models/starter/config.json"))
   local text = f:read("*a")
   f:close()
   for _, case in ipairs {
@@ -65,9 +65,9 @@ end)
 local function folder_with(files, change)
   local folder = t.folder()
   for _, part in ipairs { "dit.safetensors", "text_encoder.safetensors", "autoencoder.safetensors", "spiece.model" } do
-    os.execute(("ln -s '%s' '%s/%s'"):format(files[part] or root .. "/recipes/starter/" .. part, folder, part))
+    os.execute(("ln -s '%s' '%s/%s'"):format(files[part] or root .. "/tests/models/starter/" .. part, folder, part))
   end
-  local config = assert(melies.json.read(root .. "/recipes/starter/config.json"))
+  local config = assert(melies.json.read(root .. "/tests/models/starter/config.json"))
   change(config)
   assert(melies.json.write(folder .. "/config.json", config))
   return folder

@@ -60,7 +60,7 @@ t.test("a threshold keeps matrices in bf16", function()
 end)
 
 t.test("other files are refused", function()
-  local got, message = quantize.read(os.getenv "MELIES_ROOT" .. "/recipes/starter/autoencoder.safetensors")
+  local got, message = quantize.read(os.getenv "MELIES_ROOT" .. "/tests/models/starter/autoencoder.safetensors")
   t.eq(got, nil)
   t.ok(message:find("no calibration of melies", 1, true), message)
   got, message = melies.run("text_to_video", { prompt = "x", quantization = "/nowhere" })

@@ -156,7 +156,7 @@ t.test("--save-latents and --latents: the same film without sampling", function(
     t.eq(result, nil) t.ok(message:find(what, 1, true), message)
   end
   refused(folder .. "/none", "none")
-  refused(root .. "/recipes/starter/dit.safetensors", "no tensor 'latent'")
+  refused(root .. "/tests/models/starter/dit.safetensors", "no tensor 'latent'")
   assert(melies.weights.save(folder .. "/flat", { latent = T.zeros { 4 } }))
   refused(folder .. "/flat", "1 dimensions")
   assert(melies.weights.save(folder .. "/other", { latent = T.zeros { 16, 3, 8, 8 } }))

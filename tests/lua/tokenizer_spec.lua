@@ -44,7 +44,7 @@ t.test("CLIP rows in a context of 77", function()
 end)
 
 t.test("the starter model's ids", function()
-  local tok = load(root .. "/recipes/starter")
+  local tok = load(root .. "/tests/models/starter")
   t.eq(tok.eos, 1)
   t.eq(tok.pad, 0)
   local prompts = assert(json.read(golden .. "starter/reference.json"))

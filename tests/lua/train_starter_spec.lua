@@ -1,0 +1,85 @@
+-- The starter's training, every part of it at a tiny size, up to a model folder that makes a film.
+local t = require "harness"
+local melies = require "melies"
+
+local root = os.getenv "MELIES_ROOT"
+local world = dofile(root .. "/recipes/starter/world/init.lua")
+local folder = t.folder()
+local small = { folder = folder, size = 32, clips = 500, steps = 3, few_steps_steps = 2, batch = 4, sample_every = 3 }
+
+local function train(stage, changed)
+  local p = { stage = stage }
+  for key, value in pairs(small) do p[key] = value end
+  for key, value in pairs(changed or {}) do p[key] = value end
+  return melies.run("train_starter", p)
+end
+
+t.test("the blocks' axes: the decoder is the encoder's inverse on the latent", function()
+  train "blocks"
+  local file = assert(melies.weights.open(folder .. "/autoencoder.safetensors"))
+  t.ok(tonumber(file.metadata.psnr) > 20, file.metadata.psnr)
+  local e, d = file:get "encoder.weight", file:get "decoder.weight"
+  local product = e:matmul(d) -- one is the other's inverse on the latent
+  for i = 1, 48 do
+    local row = product:select(1, i)
+    for j = 1, 48 do t.ok(math.abs(row:get(j) - (i == j and 1 or 0)) < 1e-3) end
+  end
+end)
+
+t.test("the tokenizer has a piece for each word of the world", function()
+  local found = os.execute "command -v spm_train >/dev/null 2>&1"
+  if found == 0 or found == true then train "tokenizer"
+  else t.ok(melies.fs.write(folder .. "/spiece.model", melies.fs.read(root .. "/recipes/starter/spiece.model"))) end
+  local tokenizer = assert(melies.tokenizer.load(folder .. "/spiece.model"))
+  local pieces, wanted = 0, 0
+  for index = 1, 200 do
+    local _, caption = world.describe { seed = 5, index = index }
+    local words = select(2, caption:gsub("[%a%d]+", ""))
+    local marks = select(2, caption:gsub("[^%a%d ]", ""))
+    local ids = tokenizer:encode(caption)
+    t.ok(#ids < 32, caption)
+    pieces, wanted = pieces + #ids, wanted + words + marks + 1 -- and the end mark
+  end
+  t.ok(pieces <= wanted * 1.05, pieces .. " pieces, " .. wanted .. " words")
+end)
+
+t.test("latents are those of the clips, with the share of the subject beside them", function()
+  train "latents"
+  local latents = dofile(root .. "/recipes/starter/train/latents.lua")
+  local store = assert(latents.open(folder .. "/latents"))
+  t.eq(store.count, 500)
+  local latent, mask = store:get(123)
+  local net = require("melies.models.linear_blocks").load(assert(melies.weights.open(folder .. "/autoencoder.safetensors")),
+    {}, { compute = "f32" })
+  local clip = world.clip { seed = latents.seed, index = 123, size = 32, frames = 17 }
+  t.close(latent:to("f32"), net:encode(clip.frames), 0.02, 0)
+  t.eq(table.concat(mask.shape, " "), "5 4 4")
+  t.near(mask:slice(1, 2, 5):mean(), clip.mask:slice(1, 2, 17):to("f32"):mean() / 255, 1e-4)
+end)
+
+t.test("the transformer learns, goes on where it stopped, and comes out as a model with a four-step variant", function()
+  train "transformer"
+  local log = assert(require("melies.train_watch").read(folder .. "/transformer/log.jsonl"))
+  t.eq(#log, 3)
+  t.ok(log[1].flow > 0 and log[3].reading > 0)
+  t.ok(melies.fs.stat(folder .. "/transformer/samples/step-00000003.png"))
+  train("transformer", { steps = 4 })
+  t.eq(#assert(require("melies.train_watch").read(folder .. "/transformer/log.jsonl")), 4)
+  train "few_steps"
+  train "export"
+  local model = folder .. "/model"
+  local options = { model = model, prompt = "a red ball", steps = 2, seed = 3 }
+  local frames = assert(melies.run("text_to_video", options))
+  t.eq(table.concat(frames.shape, " "), "17 32 32 3")
+  options.steps, options.few_steps = nil, true
+  local fast = assert(melies.run("text_to_video", options))
+  t.ok((fast - frames):norm() > 0)
+end)
+
+t.test("a model without a few-step variant says so", function()
+  local result, message = melies.run("text_to_video", { prompt = "ball", few_steps = true })
+  t.eq(result, nil)
+  t.ok(message:find("no few%-step variant"), message)
+end)
+
+t.finish()
