@@ -12,14 +12,17 @@ local recipe = require "melies.recipe"
 
 local M = {}
 
+local SHORT_TEXT = 64 -- tokens: a model that reads so few knows no such words (as in melies.plan)
+
 M.roles = { "first_frame", "palette", "character" }
 
 -- Parameters of recipes that are steered.
 M.params = {
   audio = { "file", help = "sound: cuts fall on its beats, its energy sets pace and motion, and the film gets it" },
   audio_from = { "seconds", default = 0, min = 0, help = "where in the sound the film begins" },
-  steer = { "enum", choices = { "all", "cuts", "none" }, default = "all",
-    help = "what the sound does: all; cuts: no words are added; none: it is only heard" },
+  steer = { "enum", choices = { "all", "cuts", "none" },
+    help = "what the sound does: all (words are added too; without --steer only for models that read many); cuts: only that; "
+      .. "none: it is only heard" },
   reference = { "image", help = "an image that the film is to follow" },
   as = { "string", default = "first_frame", help = "what the image is: first_frame, palette or character:NAME" },
 }
@@ -95,12 +98,17 @@ function Steering:board(board, model)
     job:notice("the storyboard's shots last as long as it says: none is moved to a beat")
     return board
   end
+  local grid = require("melies.plan").grid(model)
+  local words = opts.steer == "all" or (opts.steer == nil and not (grid.text_len and grid.text_len < SHORT_TEXT))
+  if not words and opts.steer == nil then
+    job:notice("the model reads %d tokens: no words of motion and mood are added (--steer all adds them)", grid.text_len)
+  end
   local stage = job:progress("listening to " .. opts.audio, 1)
   local analysis = job:check(require("melies.sound").analyse(opts.audio, { from = opts.audio_from, seconds = opts.length }))
   stage:step(1)
   job:end_stage()
-  local steered, notes = require("melies.steer_cuts").cut(board, analysis, { grid = require("melies.plan").grid(model),
-    fill = opts.fill_sound, words = opts.steer ~= "cuts", pace = opts.pace, model = model })
+  local steered, notes = require("melies.steer_cuts").cut(board, analysis, { grid = grid, fill = opts.fill_sound,
+    words = words, hold = opts.steer == "cuts", pace = opts.pace, model = model })
   steered = job:check(steered, notes)
   for _, line in ipairs(notes) do job:notice("%s", line) end
   return steered

@@ -2,7 +2,8 @@
 --
 --   steer_cuts.cut(board, analysis, opts) -> board, lines for a person | nil, message
 -- analysis: melies.sound.analyse. opts: grid (plan.grid), fill (the shots are repeated until the sound is over; else each
--- is shown once), words (default true), pace, model (whose room for words is asked).
+-- is shown once), words (default true), hold (lengths stay as planned,
+-- but for the way to the beat), pace, model (whose room for words is asked).
 --
 -- The board that comes out is exact: its shots end on beats to the frame; the model makes the next longer number of frames
 -- on its grid, and what is too much is cut off.
@@ -84,12 +85,12 @@ end
 
 -- Times of the ends of the board's own shots: a little longer where little goes on (up to 1.25), a little shorter where
 -- much does (down to 0.75), then at the nearest beat.
-local function fit(board, analysis, grid, words)
+local function fit(board, analysis, grid, hold)
   local ends, t = {}, 0
   local period = analysis.tempo and 60 / analysis.tempo
   for i, shot in ipairs(board.shots) do
     local seconds = shot.seconds or grid.window
-    if words and t < analysis.duration then
+    if not hold and t < analysis.duration then
       seconds = seconds * (1.25 - 0.5 * sound.mean(analysis.energy, t, math.min(analysis.duration, t + seconds)))
     end
     local at = t + math.max(SHORTEST, seconds)
@@ -123,7 +124,7 @@ end
 local function milliseconds(t) return math.floor(t * 1000 + 0.5) / 1000 end
 local function is_beat(analysis, t) return nearest_beat(analysis.beats, t, t - 1e-3, t + 1e-3) ~= nil end
 
-local OPTIONS = { grid = true, fill = true, words = true, pace = true, model = true }
+local OPTIONS = { grid = true, fill = true, words = true, hold = true, pace = true, model = true }
 
 function M.cut(board, analysis, opts)
   lib.check_options("steer_cuts.cut", opts, OPTIONS)
@@ -133,7 +134,7 @@ function M.cut(board, analysis, opts)
   local out, lines = assert(plan.check(board)), {}
   local words = opts.words ~= false
   local ends = opts.fill and fill(analysis, PACES[opts.pace or before.pace or "normal"])
-    or fit(before, analysis, opts.grid, words)
+    or fit(before, analysis, opts.grid, opts.hold)
   local order = opts.fill and order_of(ends, analysis, #before.shots)
   if analysis.tempo then
     lines[1] = ("%s: %.1f BPM, %d beats in %s"):format(analysis.path, analysis.tempo, #analysis.beats,
