@@ -6,6 +6,8 @@
 --   momentum = 0.95; matrix = function(name, param) -> boolean: what steps by it. By default all of two or more
 --   dimensions (a convolution [O, I, ..] is the matrix [O, I ..]) that have at least 16 rows and columns and are no
 --   embedding.
+local ffi = require "ffi"
+local lib = require "melies.ffi.lib"
 local optim = require "melies.optim"
 local tensor = require "melies.tensor"
 
@@ -14,19 +16,56 @@ local Muon = {}
 Muon.__index = Muon
 
 local A, B, C = 3.4445, -4.7750, 2.0315 -- the quintic whose iteration sends singular values from (0, 1] to about 1
--- g [n, k] in float32 with its singular values made 1, roughly (0.7 to 1.2): five steps of Newton and Schulz.
+
+local function product(a, turn_a, b, turn_b, compute, dtype)
+  local box = ffi.new("mel_tensor*[1]")
+  lib.check(lib.C.mel_train_matmul(a.handle, turn_a, b.handle, turn_b, nil, compute, dtype, box, lib.err))
+  return tensor.wrap(box[0])
+end
+
+local eyes = setmetatable({}, { __mode = "v" })
+local function eye(n)
+  local e = eyes[n]
+  if not e then
+    e = tensor.zeros { n, n }
+    local p = e:ptr()
+    for i = 0, n - 1 do p[i * n + i] = 1 end
+    eyes[n] = e
+  end
+  return e
+end
+
+-- g [n, k] in float32 with its singular values made 1, roughly (0.7 to 1.2): five steps of Newton and Schulz,
+-- x <- (A + B g + C g^2) x with g = x x', or from the right with g = x' x where that is smaller.
 function muon.orthogonal(g)
   local n, k = g.shape[1], g.shape[2]
-  local x = n > k and g:transpose(1, 2):contiguous() or g
-  local dtype = require("melies").compute()
-  x = (x * (1 / (math.sqrt(g:sumsq()) + 1e-7))):to(dtype)
-  for _ = 1, 5 do
-    local a = x:matmul(x, { transpose = true })
-    local b = tensor.lincomb { B, a:to("f32"), C, a:matmul(a):to("f32") }:to(dtype)
-    x = tensor.lincomb { A, x:to("f32"), 1, b:matmul(x):to("f32") }:to(dtype)
+  local wide = n <= k
+  local one, dtype = eye(wide and n or k), require("melies").compute() == "f32" and "f32" or "bf16"
+  local compute, f32 = tensor.dtype_code(dtype), tensor.dtype_code "f32"
+  local scaled = g * (1 / (math.sqrt(g:sumsq()) + 1e-7))
+  local x = scaled:to(dtype)
+  local waste = { scaled }
+  local function sum(...)
+    local f = tensor.lincomb { ... }
+    local h = f:to(dtype)
+    waste[#waste + 1], waste[#waste + 2] = f, h
+    return h
   end
-  x = x:to("f32")
-  return n > k and x:transpose(1, 2):contiguous() or x
+  for _ = 1, 5 do
+    local gram = product(x, not wide, x, wide, compute, f32)
+    local half = gram:to(dtype)
+    local square = product(half, false, sum(C, gram, B, one), false, compute, f32)
+    local factor = sum(1, square, A, one)
+    local next_x = wide and product(factor, false, x, false, compute, compute)
+      or product(x, false, factor, false, compute, compute)
+    waste[#waste + 1], waste[#waste + 2], waste[#waste + 3], waste[#waste + 4] = gram, half, square, x
+    for i = #waste, 1, -1 do -- a name may stand twice where nothing had to be converted
+      if rawget(waste[i], "handle") ~= nil then waste[i]:free() end
+      waste[i] = nil
+    end
+    x = next_x
+  end
+  return x:to("f32")
 end
 
 local function matrix_like(name, p)
@@ -48,21 +87,26 @@ function muon.new(params, o)
   return setmetatable(self, Muon)
 end
 
+local function put(t, parts)
+  local x = tensor.lincomb(parts)
+  t:copy_(x)
+  x:free()
+end
+
 -- As AdamW's, see optim.lua.
 function Muon:step(o)
   return optim.step(self, o, function(name, p, s)
     if not self.matrices[name] then return false end
     local shape, m = p.shape, self.m[name]
     local rows, columns = shape[1], p:numel() / shape[1]
-    local g = p.grad * (s.grad_scale * (1 - self.momentum))
-    m:copy_(tensor.lincomb { self.momentum, m, 1, g })
-    local u = muon.orthogonal(tensor.lincomb { self.momentum, m, 1, g }:reshape(rows, columns)):reshape(shape)
+    local share = s.grad_scale * (1 - self.momentum)
+    put(m, { self.momentum, m, share, p.grad })
+    local sum = tensor.lincomb { self.momentum, m, share, p.grad }
+    local u = muon.orthogonal(sum:reshape(rows, columns)):reshape(shape)
+    sum:free()
     local size = 0.2 * math.sqrt(math.max(rows, columns)) * s.lr
-    p.value:copy_(tensor.lincomb { 1 - s.lr * s.weight_decay, p.value, -size, u })
-    if self.ema then
-      local average = self.ema[name]
-      average:copy_(tensor.lincomb { s.ema_decay, average, 1 - s.ema_decay, p.value })
-    end
+    put(p.value, { 1 - s.lr * s.weight_decay, p.value, -size, u })
+    if self.ema then put(self.ema[name], { s.ema_decay, self.ema[name], 1 - s.ema_decay, p.value }) end
     return true
   end)
 end
