@@ -64,7 +64,8 @@ function Job:load(name)
   local stage = self:progress("loading " .. tostring(name), 1)
   local p, given = self.params, nil
   if name == p.model then given = { text_encoder = p.text_encoder, autoencoder = p.vae,
-    image_encoder = p.image_encoder, tokenizer = p.tokenizer, quantization = p.quantization, few_steps = p.few_steps } end
+    image_encoder = p.image_encoder, tokenizer = p.tokenizer, quantization = p.quantization,
+    attention = p.attention, few_steps = p.few_steps } end
   local model = self:check(require("melies.pipeline").load(name, given))
   stage:step(1)
   self.model = self.model or model

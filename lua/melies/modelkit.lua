@@ -172,12 +172,13 @@ end
 -- The options of load: compute ("f32", "bf16" or "s8", by default melies.compute()), trace(name, tensor), and lazy, with
 -- which the model keeps no packed copy of its large matrices: true for all, or a count of blocks that it keeps.
 -- Returns the dtype of activations and of most matrices, trace, and the dtype of the large matrices where the model
--- knows 8 bits.
-function kit.options(model, options)
+-- knows 8 bits. own: the name of one more option that this model knows.
+function kit.options(model, options, own)
   options = options or {}
   for name in pairs(options) do
-    if name ~= "compute" and name ~= "trace" and name ~= "lazy" and name ~= "quantization" then
-      error(("%s: unknown option '%s' (there are compute, lazy, quantization, trace)"):format(model, tostring(name)), 3)
+    if name ~= "compute" and name ~= "trace" and name ~= "lazy" and name ~= "quantization" and name ~= own then
+      error(("%s: unknown option '%s' (there are %scompute, lazy, quantization, trace)"):format(model, tostring(name),
+        own and own .. ", " or ""), 3)
     end
   end
   local compute = options.compute or melies.compute()

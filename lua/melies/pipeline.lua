@@ -108,7 +108,7 @@ local function how_to_load(weights, part)
 end
 
 -- set: what melies.assemble made of checkpoints, or nil for a model folder.
-local function load_parts(model, folder, config, set, quantization)
+local function load_parts(model, folder, config, set, dit_options)
   for _, part in ipairs { "text_encoder", "dit", "autoencoder" } do
     local module, weights, settings
     local from = set and set.parts[part]
@@ -117,7 +117,9 @@ local function load_parts(model, folder, config, set, quantization)
     if not module then return nil, weights end
     -- What does not fit raises one line without a position.
     local options = how_to_load(weights, part)
-    if part == "dit" then options.quantization = quantization end
+    if part == "dit" then
+      for name, value in pairs(dit_options) do options[name] = value end
+    end
     local ok, net = pcall(module.load, weights, settings, options)
     if not ok then return nil, ("%s: %s: %s"):format(folder, part, tostring(net)) end
     model[part] = net
@@ -199,10 +201,12 @@ function M.load(name, given)
   local folder, message = M.find(name)
   if not folder then return nil, message end
   local key = table.concat({ folder, require("melies").compute(), given.text_encoder or "", given.autoencoder or "",
-    given.image_encoder or "", given.tokenizer or "", given.quantization or "", given.few_steps and "few" or "" }, ":")
+    given.image_encoder or "", given.tokenizer or "", given.quantization or "", given.attention or "",
+    given.few_steps and "few" or "" }, ":")
   if cache[key] then return cache[key] end
   local parts, quantization = {}, nil
   for key_, value in pairs(given) do parts[key_] = value end
+  parts.attention = nil
   if given.quantization then
     parts.quantization = nil
     quantization, message = require("melies.quantize").read(given.quantization)
@@ -215,7 +219,7 @@ function M.load(name, given)
   local model = setmetatable({ name = folder:match("([^/]+)$"), folder = folder, config = config, sources = {},
     rows = {}, variant = set and set.variant }, Model)
   local ok
-  ok, message = load_parts(model, folder, config, set, quantization)
+  ok, message = load_parts(model, folder, config, set, { quantization = quantization, attention = given.attention })
   if not ok then return nil, message end
   model.space = "flow"
   model.text_len = model.dit.text_len or config.dit.text_len or 512

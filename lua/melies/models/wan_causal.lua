@@ -37,6 +37,9 @@ end
 local function stream(net, options)
   options = options or {}
   lib.check_options("causal", options, stream_options)
+  if net.mask_spec then
+    error(NAME .. ": a mask of attention wants all frames at once; here they come by blocks", 2)
+  end
   local defaults = net.causal_options or {}
   local function option(name, default)
     local value = options[name]

@@ -20,6 +20,9 @@
 -- Frames given as `first` take the place of the latent's first frames and have timestep 0; their velocity is the one
 -- that leads there, (x - first) / sigma, so that any sampler ends on them.
 --
+-- With the option `attention` of load, self-attention is what melies.sparse_attention makes of it: scores in 8 bits, and
+-- a mask that leaves out what is far away. A mask does not serve a stream, whose keys are those of other blocks too.
+--
 -- Sizes come from the tensors. config: heads (or num_heads; by default dim / 128), text_len (512), eps (1e-6). Others
 -- (dim, ffn, layers, text_dim, freq_dim, in_channels, out_channels, patch) are only checked against the tensors.
 -- Matrix work and attention run in `compute`; the residual stream, norms, modulation and time embedding in float32.
@@ -27,6 +30,7 @@ local melies = require "melies"
 local kit = require "melies.modelkit"
 local ditkit = require "melies.ditkit"
 local lib = require "melies.ffi.lib"
+local sparse = require "melies.sparse_attention"
 local T, nn = melies.tensor, melies.nn
 
 local NAME = "wan_dit"
@@ -84,6 +88,24 @@ function Net:rope(frames, rows, columns, first_frame)
     self.ropes[key], self.rope_count = tables, self.rope_count + 1
   end
   return tables[1], tables[2]
+end
+
+-- The mask of a clip of this size and the tables of `rope` in its order, or nil and these.
+function Net:masked(frames, rows, columns, groups, cos, sin)
+  local spec = self.mask_spec
+  if not spec then return nil, cos, sin end
+  if groups > 1 and spec.tile[1] ~= 1 then
+    error(("%s: frames with timesteps of their own want tiles of one frame, such as @1x8x8; these have %d"):format(NAME,
+      spec.tile[1]), 0)
+  end
+  local key = ("%d,%d,%d"):format(frames, rows, columns)
+  local mask = self.masks[key]
+  if not mask then
+    mask = sparse.mask(spec, frames, rows, columns)
+    mask.cos, mask.sin = T.gather(cos, mask.order), T.gather(sin, mask.order)
+    self.masks = { [key] = mask } -- one size at a time is in use
+  end
+  return mask, mask.cos, mask.sin
 end
 
 function Net:note(name, tensor)
@@ -232,14 +254,14 @@ function Net:heads(x)
 end
 
 -- keep(k, v) -> k, v: what a cache holds with these among them.
-function Net:self_attention(block, x, cos, sin, keep)
+function Net:self_attention(block, x, cos, sin, keep, mask)
   local norm = { weight = block.self_norm_q, eps = self.eps, dtype = self.dtype }
   local q = self:heads(block.self_q(x):rms_norm(norm)):rope(cos, sin, { interleaved = true })
   norm.weight = block.self_norm_k
   local k = self:heads(block.self_k(x):rms_norm(norm)):rope(cos, sin, { interleaved = true })
   local v = self:heads(block.self_v(x))
   if keep then k, v = keep(k, v) end
-  local y = T.attention(q, k, v, { scale = self.scale })
+  local y = T.attention(q, k, v, { scale = self.scale, scores = self.scores, mask = mask })
   return block.self_o(y:reshape(x.shape[1], x.shape[2], self.dim), { dtype = "f32" })
 end
 
@@ -260,12 +282,12 @@ end
 
 -- Self-attention and feed-forward are modulated (shift, scale, gate each), cross-attention is not. Changes x. groups is
 -- x as [B, G, tokens of a group, dim]: a group has one timestep.
-function Net:run_block(index, x, groups, e0, context, cos, sin, keep)
+function Net:run_block(index, x, groups, e0, context, cos, sin, keep, mask)
   local block, note = self.blocks[index], index == 1 and self.trace
   local m = modulation(block.modulation, e0)
   local s, grouped = x.shape, groups.shape
   local y = groups:layer_norm { eps = self.eps, shift = m[1], scale = m[2], dtype = self.dtype }:reshape(s)
-  y = self:self_attention(block, y, cos, sin, keep)
+  y = self:self_attention(block, y, cos, sin, keep, mask)
   if note then note("block0_self_attn_out", y) end
   groups:add_(y:reshape(grouped), 1, m[3])
 
@@ -358,17 +380,20 @@ function Net:forward(latent, t, context, options)
   e0 = e0:reshape(batch, groups, 6, self.dim)
 
   local tokens, frames, rows, columns = patchify(x, self.patch)
+  local cos, sin = self:rope(frames, rows, columns, options.first_frame)
+  local mask
+  mask, cos, sin = self:masked(frames, rows, columns, groups, cos, sin)
+  if mask then tokens = sparse.reorder(tokens, mask.order) end
   x = self.patch_in(tokens, { dtype = "f32" })
   self:note("patch_embedding_out", x)
   if x.shape[1] < batch then x = x:expand({ batch, x.shape[2], self.dim }):clone() end
-  local cos, sin = self:rope(frames, rows, columns, options.first_frame)
   local view = x:reshape(batch, groups, x.shape[2] / groups, self.dim)
   -- The collector lets garbage grow by half of all that is alive, weights included: large blocks collect at their end.
   local large = batch * x.shape[2] * self.ffn > 2 ^ 24
   local cache = options.cache
   local before, seen = cache and x:clone(), nil
   for i = 1, #self.blocks do
-    self:run_block(i, x, view, e0, context, cos, sin, options.caches and options.caches[i])
+    self:run_block(i, x, view, e0, context, cos, sin, options.caches and options.caches[i], mask)
     if large then collectgarbage() end
     if self.after_block then self.after_block(i) end
     if cache and i == 1 then
@@ -388,6 +413,7 @@ function Net:forward(latent, t, context, options)
   local m = modulation(self.head_modulation, e:reshape(batch, groups, 1, self.dim))
   x = view:layer_norm { eps = self.eps, shift = m[1], scale = m[2], dtype = self.dtype }:reshape(x.shape)
   x = self.head(x, { dtype = "f32" })
+  if mask then x = sparse.reorder(x, mask.inverse) end
   self:note("head_out", x)
   x = unpatchify(x, self.patch, frames, rows, columns)
   return ditkit.aim_first(x, latent, first, t)
@@ -449,7 +475,8 @@ end
 
 local function load(weights, config, options)
   config = config or {}
-  local compute, trace, matrix_dtype = kit.options(NAME, options)
+  local compute, trace, matrix_dtype = kit.options(NAME, options, "attention")
+  local attention = sparse.parse(options and options.attention or {})
   local r = kit.reader(NAME, weights, { anchor = "patch_embedding.weight", quantization = options and options.quantization })
   local function agree(names, found, where) return kit.agree(NAME, config, names, found, where) end
 
@@ -465,7 +492,7 @@ local function load(weights, config, options)
     text_dim = agree({ "text_dim" }, r:shape("text_embedding.0.weight")[2], "text_embedding.0.weight"),
     freq_dim = agree({ "freq_dim" }, r:shape("time_embedding.0.weight")[2], "time_embedding.0.weight"),
     text_len = config.text_len or 512, eps = config.eps or 1e-6,
-    blocks = {}, ropes = {}, rope_count = 0,
+    blocks = {}, ropes = {}, rope_count = 0, masks = {}, scores = attention.scores, mask_spec = attention.mask,
   }, Net)
   if type(config.patch) == "table" then
     for i = 1, 3 do

@@ -44,7 +44,8 @@ function Net:get(which)
     source, message = source()
     if source == nil then error(("%s: the %s expert: %s"):format(NAME, which, tostring(message)), 0) end
   end
-  net = dit.load(source, self.config, { compute = self.dtype, trace = self.trace, lazy = self.lazy })
+  net = dit.load(source, self.config, { compute = self.dtype, trace = self.trace, lazy = self.lazy,
+    attention = self.attention })
   for _, field in ipairs { "in_channels", "out_channels", "latent_channels", "text_dim", "patch", "text_len" } do
     local have, found = self[field], net[field]
     if type(found) == "table" then
@@ -105,7 +106,7 @@ end
 
 local function load(weights, config, options)
   config = config or {}
-  local compute, trace = kit.options(NAME, options)
+  local compute, trace = kit.options(NAME, options, "attention")
   if type(weights) ~= "table" or not rawget(weights, "high") or not rawget(weights, "low") then
     error(NAME .. ": weights are { high = weights, low = weights }: two files, not one", 2)
   end
@@ -117,7 +118,8 @@ local function load(weights, config, options)
     error(("%s: resident is %s, wanted 1 or 2"):format(NAME, tostring(resident)), 2)
   end
   local net = setmetatable({
-    name = NAME, dtype = compute, trace = trace, config = own, lazy = options and options.lazy, resident = resident, nets = {},
+    name = NAME, dtype = compute, trace = trace, config = own, lazy = options and options.lazy,
+    attention = options and options.attention, resident = resident, nets = {},
     sources = { high = weights.high, low = weights.low }, contexts = setmetatable({}, { __mode = "k" }),
   }, Net)
   net:get "high" -- a run begins there; sizes are known from now on
