@@ -239,6 +239,7 @@ function Tuning:films(prompts, options)
     for i = 1, #rows do predictions[i] = y:select(1, i) end
     return predictions
   end }, { __index = model })
+  if model.plan then model:plan(shape, 1) end -- says whether decoding has to go by tiles
   local sigmas = require("melies.schedule").make("flow", options.steps or d.steps, { shift = d.shift }, model)
   for i, prompt in ipairs(prompts) do
     local denoise = require("melies.guide").make("cfg", stand_in, { text = assert(model:encode(prompt,

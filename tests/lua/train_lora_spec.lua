@@ -278,6 +278,33 @@ io.write(tostring(ok), " ", tostring(message), "\n")
   t.ok(train(output), "it goes on where there is room")
 end)
 
+t.test("frozen weights stay in their file, in every layout that is read", function()
+  local fake, checkpoint, wan = require "melies.fake", require "melies.checkpoint", require "melies.grad.wan_dit"
+  local first
+  for _, kind in ipairs { { layout = "wan", dtype = "bf16" }, { layout = "diffusers", dtype = "bf16" }, { dtype = "q8_0" } } do
+    local folder = t.folder()
+    t.ok(fake.make("wan2.1-t2v-tiny", folder, kind))
+    local weights = t.ok(checkpoint.open(folder, { part = "dit" }))
+    local before = melies.memory().live
+    local params = training.base(weights, "bf16")
+    local copied, stored, vectors = melies.memory().live - before, 0, 0
+    for name, x in pairs(params) do
+      if x.dtype == "bf16" then stored = stored + x:bytes() else vectors = vectors + x:bytes() end
+      t.ok(name:find "^time_" or x.ndim ~= 2 or x.dtype == "bf16", name)
+    end
+    if kind.dtype == "bf16" then
+      t.ok(copied < 1.3 * vectors + 2 ^ 18 and stored > copied, ("%d bytes copied of %d"):format(copied, stored + vectors))
+    end
+    local net = wan.net(params, { heads = weights.info.config.heads, compute = "f32" })
+    local text = T.noise({ 1, 3, weights.info.config.text_dim }, { seed = 4 })
+    local y = melies.grad.no_grad(function() return net:forward(T.noise({ 1, 16, 2, 4, 4 }, { seed = 3 }), { 500 }, text) end)
+    first = first or y.value
+    local off = (y.value - first):norm() / first:norm()
+    t.ok(off <= (kind.dtype == "q8_0" and 0.05 or 1e-5), ("off by %.3g"):format(off))
+    weights:close()
+  end
+end)
+
 t.test("models that are not trained are refused with the reason", function()
   local folder = t.folder()
   t.ok(require("melies.fake").make("wan2.1-i2v-14b-tiny", folder))
