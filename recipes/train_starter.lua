@@ -2,7 +2,7 @@
 -- Trains the starter model from nothing: see recipes/starter/README.md and docs/training.md. Every part goes on where it
 -- was stopped.
 local melies = require "melies"
-local train_watch = require "melies.train_watch"
+local train_watch = melies.train_watch
 
 local here = debug.getinfo(1, "S").source:match "^@(.*)/[^/]*$" or "."
 local function part(name) return dofile(("%s/starter/train/%s.lua"):format(here, name)) end
@@ -31,7 +31,7 @@ function stages.tokenizer(p, job, world) job:check(part("tokenizer").train(world
 
 function stages.latents(p, job, world)
   local file = job:check(melies.weights.open(p.folder .. "/autoencoder.safetensors"))
-  local net = require("melies.models.linear_blocks").load(file, { block = part("blocks").block }, { compute = "f32" })
+  local net = melies["models.linear_blocks"].load(file, { block = part("blocks").block }, { compute = "f32" })
   job:progress("latents", p.clips)
   job:check(part("latents").make(world, net, { folder = p.folder .. "/latents", size = p.size, clips = p.clips,
     progress = function(n) job.stage:step(n) end }))
@@ -43,7 +43,7 @@ function stages.transformer(p, job, world)
   local folder = p.folder .. "/transformer"
   local store = job:check(part("latents").open(p.folder .. "/latents"))
   local tokenizer = job:check(melies.tokenizer.load(p.folder .. "/spiece.model"))
-  local decoder = require("melies.models.linear_blocks").load(job:check(melies.weights.open(p.folder ..
+  local decoder = melies["models.linear_blocks"].load(job:check(melies.weights.open(p.folder ..
     "/autoencoder.safetensors")), { block = part("blocks").block })
   local shape, run = { store:get(1).shape[1], 5, p.size / 8, p.size / 8 }, nil
   local watch = job:check(train_watch.new { folder = folder, steps = p.steps, title = "starter: transformer",

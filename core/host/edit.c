@@ -24,13 +24,13 @@ static char *give_prompt(EditLine *el) {
     return prompt;
 }
 
-// One character from the terminal. 0 at the end of input, -1 on Ctrl-C and on errors.
+// One character from the terminal. 0 at the end of input and where the program has to end, -1 on Ctrl-C and on errors.
 static int read_key(EditLine *el, wchar_t *out) {
     mbstate_t state;
     memset(&state, 0, sizeof state);
     for (;;) {
         switch (host_wait_input(STDIN_FILENO)) {
-        case HOST_INTERRUPT: interrupted = true; return -1;
+        case HOST_INTERRUPT: interrupted = !host_ending(); return host_ending() ? 0 : -1;
         case HOST_RESIZE: el_resize(el); continue;
         case HOST_CONTINUE:
             el_set(el, EL_PREP_TERM, 1);

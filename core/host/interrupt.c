@@ -1,7 +1,8 @@
-// Ctrl-C. The first press sets the cancel flag, which native work looks at between tiles, and arms a hook that
-// raises "interrupted" in Lua code that has not reacted a moment later (loops that call nothing native). A
-// second press while the first is still unanswered ends the program with 130.
-// Loops that LuaJIT has compiled do not look at hooks: the REPL therefore interprets what is typed at its prompt.
+// Ctrl-C, and the signals that ask the program to end (SIGTERM, SIGHUP): these do what a press does, and afterwards the
+// program dies of them, as a shell expects. The first press sets the cancel flag, which native work looks at between
+// tiles, and arms a hook that raises "interrupted" in Lua code that has not reacted a moment later (loops that call
+// nothing native). A second press while the first is still unanswered ends the program with 130. Loops that LuaJIT has
+// compiled do not look at hooks: the REPL therefore interprets what is typed at its prompt.
 #define _GNU_SOURCE // ppoll
 #include "host.h"
 
@@ -17,7 +18,7 @@
 
 static lua_State *lua;
 static pthread_t main_thread;
-static volatile sig_atomic_t resized, continued;
+static volatile sig_atomic_t resized, continued, ending;
 static volatile double pressed_at; // seconds; of the press that set the cancel flag
 static struct termios terminal;
 static bool have_terminal;
@@ -47,7 +48,7 @@ static void on_interrupt(int number) {
         pthread_kill(main_thread, number); // the hook may only be set by the thread that runs Lua
     } else if (mel_canceled() && now() - pressed_at > grace_s) {
         if (have_terminal) tcsetattr(STDIN_FILENO, TCSANOW, &terminal);
-        _exit(130);
+        _exit(number == SIGINT ? 130 : 128 + number);
     } else {
         if (!mel_canceled()) // else the same press, hastily repeated
             pressed_at = now();
@@ -55,6 +56,11 @@ static void on_interrupt(int number) {
         lua_sethook(lua, on_hook, LUA_MASKCALL | LUA_MASKRET | LUA_MASKCOUNT, 100);
     }
     errno = saved;
+}
+
+static void on_end(int number) {
+    ending = number;
+    on_interrupt(number);
 }
 
 static void on_resize(int number) {
@@ -75,16 +81,32 @@ static void handle(int number, void (*handler)(int)) {
     sigaction(number, &action, NULL);
 }
 
+// A background job of a script is started with SIGINT ignored, that of nohup with SIGHUP; so it stays.
+static void handle_unless_ignored(int number, void (*handler)(int)) {
+    struct sigaction before;
+    if (sigaction(number, NULL, &before) != 0 || before.sa_handler != SIG_IGN) handle(number, handler);
+}
+
 void host_interrupt_start(lua_State *L) {
     lua = L;
     main_thread = pthread_self();
     have_terminal = tcgetattr(STDIN_FILENO, &terminal) == 0;
     handle(SIGPIPE, SIG_IGN);
-    struct sigaction before;
-    // A background job of a script is started with SIGINT ignored; so it stays.
-    if (sigaction(SIGINT, NULL, &before) != 0 || before.sa_handler != SIG_IGN) handle(SIGINT, on_interrupt);
+    handle_unless_ignored(SIGINT, on_interrupt);
+    handle_unless_ignored(SIGTERM, on_end);
+    handle_unless_ignored(SIGHUP, on_end);
     handle(SIGWINCH, on_resize);
     handle(SIGCONT, on_continue);
+}
+
+bool host_ending(void) {
+    return ending != 0;
+}
+
+void host_die_if_ending(void) {
+    if (!ending) return;
+    handle(ending, SIG_DFL);
+    raise(ending);
 }
 
 void host_interrupt_clear(void) {
@@ -96,12 +118,14 @@ host_wake host_wait_input(int fd) {
     sigset_t block, before;
     sigemptyset(&block);
     sigaddset(&block, SIGINT);
+    sigaddset(&block, SIGTERM);
+    sigaddset(&block, SIGHUP);
     sigaddset(&block, SIGWINCH);
     sigaddset(&block, SIGCONT);
     pthread_sigmask(SIG_BLOCK, &block, &before);
     host_wake wake = HOST_INPUT;
     for (;;) {
-        if (mel_canceled()) {
+        if (ending || mel_canceled()) {
             wake = HOST_INTERRUPT;
             break;
         }

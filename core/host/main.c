@@ -112,5 +112,6 @@ int main(int argc, char **argv) {
     code = finish_output(code);
     host_edit_finish();
     lua_close(L);
+    host_die_if_ending();
     return code;
 }

@@ -46,7 +46,10 @@ local function places()
   local here = debug.getinfo(1, "S").source:match("^@(.*)lua/melies/[^/]*$") or "./"
   local config = os.getenv "MELIES_CONFIG"
     or (os.getenv "XDG_CONFIG_HOME" or (os.getenv "HOME" or "") .. "/.config") .. "/melies"
-  return { "melies/models", config .. "/models", here .. "recipes" }
+  local list = { "melies/models", config .. "/models", here .. "recipes" }
+  local first = os.getenv "MELIES_MODELS"
+  if first and first ~= "" then table.insert(list, 1, first) end
+  return list
 end
 
 function M.find(name)

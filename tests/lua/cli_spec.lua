@@ -230,6 +230,12 @@ t.test("Ctrl-C stops a recipe: 130, one line", function()
     .. "sleep 0.2; kill -INT $p; wait $p; c=$?; ls -A | grep steps.mp4; exit $c")
   t.eq(code, 130, err)
   t.eq(out, "")
+  for signal, status in pairs { TERM = 143, HUP = 129 } do -- the same good order, and the status that a shell expects
+    out, err, code = sh(start("film_of_steps", "-o steps.mp4")
+      .. ("sleep 0.2; kill -%s $p; wait $p; c=$?; ls -A | grep steps.mp4; exit $c"):format(signal))
+    t.eq(code, status, err)
+    t.eq(out, "")
+  end
 end)
 
 -- ---- info ---------------------------------------------------------------------------------------------------

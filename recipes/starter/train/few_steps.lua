@@ -6,7 +6,7 @@
 -- A student's step begins, one time in two, from a noised training latent, else from where the student itself has come to:
 -- it learns to correct what its own first steps did.
 local melies = require "melies"
-local wan = require "melies.grad.wan_dit"
+local wan = melies["grad.wan_dit"]
 local T, grad = melies.tensor, melies.grad
 
 local few_steps = {}

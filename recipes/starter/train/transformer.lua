@@ -7,8 +7,8 @@
 -- mean of the text's rows, which is thrown away afterwards, has to tell what a caption says: the text encoder learns the
 -- words from it in a few hundred steps, and the transformer does not have to wait for that.
 local melies = require "melies"
-local muon = require "melies.muon"
-local t5, wan = require "melies.grad.t5", require "melies.grad.wan_dit"
+local muon = melies.muon
+local t5, wan = melies["grad.t5"], melies["grad.wan_dit"]
 local T, grad = melies.tensor, melies.grad
 
 local transformer = {}
