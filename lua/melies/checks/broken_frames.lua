@@ -1,42 +1,96 @@
 -- melies-api: 1
 -- Frames that are no picture: not a number, torn, or out of place.
--- not a number: any value that is NaN or infinite. torn: between two rows y, y + 1 the mean difference of luma is more than
--- `tear` times the largest of the rows around it, more than 0.04, and was not half of that there in the frame before (of
--- the same shot). out of place: a frame that differs from both neighbours by more than `alone` times what they differ from
--- each other, and by more than 0.08. value is the number of such frames.
+-- not a number: any value that is NaN or infinite. The other two compare a frame t with both neighbours.
+-- torn: rows from some row on are displaced sideways. n(r) = min(|t - before|, |t - after|) - |before - after|, the mean over
+-- row r of luma, is at most 0 where motion goes on evenly; s(r) is the share of columns whose step from row r to the next is
+-- more than `tear` times the steps around it, less what either neighbour has within an eighth of the height; f is the
+-- difference of the rows beside r to the neighbours' mean after the best shift along the rows, against that without one.
+-- Where n is above 0.01 in the eighth of the height on one side of r and below a third of that on the other, the frame is
+-- torn if s > `wide`, or s > 0.05 and f < 0.4; at the row where the two sides differ most, f < 0.18 says enough.
+-- out of place: a frame that differs from both neighbours by more than `alone` times what they differ from each other, and by
+-- more than 0.08. value is the number of such frames.
 local melies = require "melies"
 
--- Mean difference of each row of luma to the next, at the full height.
-local function jumps(frame)
-  local y = melies.video.luma(frame)
-  local h = y.shape[1]
-  return (y:slice(1, 2, h) - y:slice(1, 1, h - 1)):abs():mean(2):list()
+-- For each row but the first and last three, the share of columns with a step down that stands out; h numbers.
+local function steps(y, tear)
+  local h, w, p, out = y.shape[1], y.shape[2], y:ptr(), {}
+  for r = 1, h do out[r] = 0 end
+  for r = 3, h - 5 do
+    local count = 0
+    for x = 0, w - 1 do
+      local at = r * w + x
+      local here = math.abs(p[at + w] - p[at])
+      if here > 0.02 then
+        local around = 0
+        for d = -3, 3 do
+          local step = math.abs(p[at + (d + 1) * w] - p[at + d * w])
+          if d ~= 0 and step > around then around = step end
+        end
+        if here > tear * around then count = count + 1 end
+      end
+    end
+    out[r + 1] = count / w
+  end
+  return out
+end
+
+local function apart(a, b) return (a - b):abs():mean(2):list() end
+
+-- How much nearer rows first .. last of y are to those of `other` after the best shift along them: 0 to about 1.
+local function shifted(y, other, first, last)
+  local w, p, q = y.shape[2], y:ptr(), other:ptr()
+  local function distance(shift)
+    local sum, from, to = 0, math.max(0, -shift), math.min(w, w - shift) - 1
+    for r = first - 1, last - 1 do
+      for x = from, to do sum = sum + math.abs(p[r * w + x] - q[r * w + x + shift]) end
+    end
+    return sum / ((to - from + 1) * (last - first + 1))
+  end
+  local whole, best = distance(0), math.huge
+  for shift = 2, math.floor(w / 2) do best = math.min(best, distance(shift), distance(-shift)) end
+  return best / math.max(whole, 1e-9)
+end
+
+-- before, now, after: { y = luma, steps = }.
+local function torn(before, now, after, wide)
+  local h = now.y.shape[1]
+  local e1, e2, e0 = apart(now.y, before.y), apart(now.y, after.y), apart(before.y, after.y)
+  local sums = { [0] = 0 } -- of n over the rows
+  for r = 1, h do sums[r] = sums[r - 1] + math.min(e1[r], e2[r]) - e0[r] end
+  local reach = math.max(3, math.floor(h / 8))
+  local between
+  local function fit(r, below)
+    between = between or (before.y + after.y) * 0.5
+    return shifted(now.y, between, below and r + 1 or r - reach + 1, below and r + reach or r)
+  end
+  local most, at, side = 0, nil, nil
+  for r = reach, h - reach do
+    local up, down = (sums[r] - sums[r - reach]) / reach, (sums[r + reach] - sums[r]) / reach
+    local high, low = math.max(up, down), math.min(up, down)
+    if high > 0.01 and low < 0.3 * high then
+      if high - low > most then most, at, side = high - low, r, down > up end
+      local there = 0
+      for d = math.max(1, r - reach), math.min(h, r + reach) do
+        there = math.max(there, before.steps[d], after.steps[d])
+      end
+      local share = now.steps[r] - there
+      if share > wide or share > 0.05 and fit(r, down > up) < 0.4 then return true end
+    end
+  end
+  return at ~= nil and fit(at, side) < 0.18
 end
 
 return {
   kind = "check", name = "broken_frames",
   params = {
     threshold = { "integer", default = 0, min = 0, help = "the most frames that pass" },
-    tear = { "number", default = 3, min = 1, max = 100, help = "times the rows around" },
+    tear = { "number", default = 2, min = 1, max = 100, help = "times the steps between the rows around" },
+    wide = { "number", default = 0.5, min = 0.1, max = 1, help = "share of the width that is torn whatever it shows" },
     alone = { "number", default = 4, min = 1, max = 100, help = "times the neighbours' difference" },
   },
   new = function(p)
     local series, self = melies.check.series(), {}
-    local count, rows, before, middle = 0, nil, nil, nil
-    local function torn(now, last)
-      for y = 4, #now - 3 do
-        local around = 0
-        for d = -3, 3 do
-          if d ~= 0 then around = math.max(around, now[y + d]) end
-        end
-        if now[y] > 0.04 and now[y] > p.tear * around then
-          local there = 0
-          for d = -2, 2 do there = math.max(there, last[y + d]) end
-          if there < 0.5 * now[y] then return true end
-        end
-      end
-      return false
-    end
+    local count, before, middle = 0, nil, nil
     local function note(here, what)
       count = count + 1
       series:add(here, 1, what)
@@ -44,21 +98,19 @@ return {
     function self.push(_, here)
       if here.nonfinite > 0 then
         note(here, "not a number")
-        rows, before, middle = nil, nil, nil
+        before, middle = nil, nil
         return
       end
-      local now = jumps(melies.video.floats(here.raw))
-      local is_torn = rows and not here.cut and torn(now, rows)
-      if is_torn then note(here, "torn") end
-      rows = now
-      if before and middle and not middle.torn then
+      local luma = melies.video.luma(melies.video.floats(here.raw)):contiguous()
+      local now = { here = here, frame = here.frame, y = luma, steps = steps(luma, p.tear) }
+      if before and middle then
         local a = (middle.frame - before.frame):abs():mean()
-        local b = (middle.frame - here.frame):abs():mean()
-        local ends = (here.frame - before.frame):abs():mean()
-        if math.min(a, b) > 0.08 and math.min(a, b) > p.alone * ends then note(middle, "out of place") end
+        local b = (middle.frame - now.frame):abs():mean()
+        local ends = (now.frame - before.frame):abs():mean()
+        if torn(before, middle, now, p.wide) then note(middle.here, "torn")
+        elseif math.min(a, b) > 0.08 and math.min(a, b) > p.alone * ends then note(middle.here, "out of place") end
       end
-      here.torn = is_torn
-      before, middle = middle, here
+      before, middle = middle, now
     end
     function self.finish()
       return { value = count, pass = count <= p.threshold, threshold = p.threshold, better = "low", series = series,
