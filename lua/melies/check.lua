@@ -6,7 +6,8 @@
 --   threshold, better   what it was held against; "high" or "low": which side is good
 --   where       the worst places: { frame =, time =, shot =, value =, what = }
 --   series      a table of frames and values, to be drawn over time
---   remedy      what may help: { seed = true } or { pass = entry of a list of passes }
+--   remedy      what may help: { seed = true }, { pass = entry of a list of passes }, { steps = factor }, { anchor = how much
+--               more the colours of a shot's beginning hold }, { window = factor of a chunk's length }
 --   note        a few words
 -- `here` is shared by all checks, so that flow is made once: index (from 1), time (seconds), shot, cut (a shot begins here),
 -- raw (the frame as given), nonfinite (values of raw that are not numbers), frame (f32, long side at most `size`), previous
@@ -87,6 +88,21 @@ function Series:worst(side, limit, count)
   return list
 end
 
+-- ---- remedies ----------------------------------------------------------------------------------------
+
+local kinds = { steps = 1.5, anchor = 0.25, window = 0.5 }
+
+-- "remedy" of an entry of a list of checks, in place of the check's own: seed, steps, anchor, window, or a pass.
+local function remedy_of(text)
+  if text == "seed" then return { seed = true } end
+  if kinds[text] then return { [text] = kinds[text] } end
+  local list, message = pass.parse(tostring(text))
+  if not list then return nil, message end
+  local plugin, why = pass.resolve("pass", list[1] or "")
+  if not plugin then return nil, ("remedy is '%s', no seed, steps, anchor, window or pass: %s"):format(tostring(text), why) end
+  return { pass = list[1] }
+end
+
 -- ---- running ------------------------------------------------------------------------------------------
 
 local run_options = { fps = true, cuts = true, size = true, prompt = true, score = true, model = true, progress = true }
@@ -105,7 +121,8 @@ end
 -- fps, shots = { { first =, last = } }, results (a list of the checks' results with their name, help and values of
 -- parameters), by (the same by name), passed (no check failed), failed (their names). source: as pass.stream takes it.
 -- checks: names or { name, values... }, or a text as pass.parse takes it; without it all there are. cuts: the frames that
--- begin a shot, where they are known; false: none; else they are looked for. nil and a message.
+-- begin a shot, where they are known; false: none; else they are looked for. An entry's `remedy` (seed, steps, anchor, window,
+-- or a pass) stands in place of the check's own. nil and a message.
 function check.run(source, checks, options)
   options = options or {}
   lib.check_options("check.run", options, run_options)
@@ -118,9 +135,17 @@ function check.run(source, checks, options)
     prompt = options.prompt, score = options.score, model = options.model }
   local running = {}
   for i, entry in ipairs(list) do
+    local remedy, why
+    if type(entry) == "table" and entry.remedy ~= nil then
+      remedy, why = remedy_of(entry.remedy)
+      if not remedy then return nil, ("check %s: %s"):format(tostring(entry[1] or entry.name), why) end
+      local copy = {}
+      for key, value in pairs(entry) do if key ~= "remedy" then copy[key] = value end end
+      entry = copy
+    end
     local plugin, values = pass.resolve("check", entry)
     if not plugin then return nil, values end
-    running[i] = { plugin = plugin, values = values, object = plugin.new(values, info) }
+    running[i] = { plugin = plugin, values = values, object = plugin.new(values, info), remedy = remedy }
   end
   local known, detect = nil, nil
   if type(options.cuts) == "table" then
@@ -158,6 +183,7 @@ function check.run(source, checks, options)
   for i, each in ipairs(running) do
     local result = each.object:finish(shots)
     result.name, result.params, result.help = each.plugin.name, each.values, each.plugin.help
+    result.remedy = each.remedy or result.remedy
     result.where = result.where or {}
     report.results[i], report.by[result.name] = result, result
     if result.pass == false then
@@ -232,8 +258,8 @@ end
 
 -- ---- the gate -------------------------------------------------------------------------------------------
 
--- How far a report is from passing: the number of failed checks, and by how much.
-local function badness(report)
+-- check.badness(report): how far it is from passing: the number of failed checks, and by how much.
+function check.badness(report)
   local sum = 0
   for _, r in ipairs(report.results) do
     if r.pass == false then
@@ -245,31 +271,60 @@ local function badness(report)
   return sum
 end
 
--- The passes that all failed checks name as their remedy, or nil where one of them asks for a new seed.
-local function passes_for(report, used)
-  local list = {}
+-- check.remedy(report, used): what the failed checks name as their remedies, each once: those in the set `used` were tried
+-- already, and another seed takes their place. { passes = list, steps=, anchor=, window=, seed = true where one is wanted,
+-- again = whether something is to be rendered, names = what is to be added to `used`, words = text for a person }.
+function check.remedy(report, used)
+  local out, words = { passes = {}, names = {} }, {}
+  local function take(name, text)
+    if used[name] then return false end
+    for _, other in ipairs(out.names) do
+      if other == name then return true end
+    end
+    out.names[#out.names + 1], words[#words + 1] = name, text
+    return true
+  end
   for _, r in ipairs(report.results) do
     if r.pass == false then
-      local entry = r.remedy and r.remedy.pass
-      if not entry then return nil end
-      local name = type(entry) == "table" and entry[1] or entry
-      if used[name] then return nil end
-      if not list[name] then
-        list[name] = true
-        list[#list + 1] = entry
+      local remedy, done = r.remedy or { seed = true }, false
+      if remedy.pass then
+        local entry = type(remedy.pass) == "table" and remedy.pass or { remedy.pass }
+        local copy = { name = entry[1] or entry.name }
+        for key, value in pairs(entry) do if key ~= 1 then copy[key] = value end end
+        local before = #out.names
+        done = take("pass " .. copy.name, copy.name)
+        if #out.names > before then out.passes[#out.passes + 1] = copy end
       end
+      if remedy.steps and not done then
+        done = take("steps", ("%.3g times the steps"):format(remedy.steps))
+        out.steps = done and remedy.steps or out.steps
+      end
+      if remedy.anchor and not done then
+        done = take("anchor", "a stronger anchor")
+        out.anchor = done and remedy.anchor or out.anchor
+      end
+      if remedy.window and not done then
+        done = take("window", "shorter parts")
+        out.window = done and remedy.window or out.window
+      end
+      if not done then out.seed = true end
     end
   end
-  return #list > 0 and list or nil
+  if out.seed then words[#words + 1] = "another seed" end
+  out.again = out.seed or out.steps ~= nil or out.anchor ~= nil or out.window ~= nil
+  out.words = table.concat(words, ", ")
+  return out
 end
 
-local gate_options = { tries = true, seed = true, say = true, fps = true, cuts = true, size = true, prompt = true,
+local gate_options = { can = true, tries = true, seed = true, say = true, fps = true, cuts = true, size = true, prompt = true,
   score = true, model = true }
 
 -- check.gate(render, checks, {tries = 3, seed = 0, say = function(line), and what check.run takes}): frames that pass, or
 -- the best there were. render(seed, attempt) -> a clip or list of frames (nil and a message: the gate returns them). Where a
--- check fails, what it names is tried: a pass over the same frames where all that failed name one, else another rendering
--- with the next seed; at most `tries` attempts in all. Returns the frames and { passed =, tries =, kept = the attempt,
+-- check fails, what it names is tried: passes over the same frames where all that failed name one, else another rendering
+-- with the next seed; at most `tries` attempts in all. A renderer that knows other remedies says so (can = { "steps",
+-- "anchor", "window" }) and is given what check.remedy says as its third value; the seed then stays, unless it is asked
+-- for. Returns the frames and { passed =, tries =, kept = the attempt,
 -- seed = its seed, passes = those that were applied, report =, attempts = { { seed, passes, report, badness } },
 -- said = { lines } }; every line also goes to `say` (the log, unless it is given).
 function check.gate(render, checks, options)
@@ -288,17 +343,20 @@ function check.gate(render, checks, options)
     if options.say then options.say(line) elseif options.say == nil then log.say("melies: %s", line) end
   end
   local best, best_frames
-  local last, last_frames, applied = nil, nil, {}
+  local last, last_frames, applied, used = nil, nil, {}, { steps = true, anchor = true, window = true }
+  for _, name in ipairs(options.can or {}) do used[name] = nil end
   for attempt = 1, tries do
-    local frames, message, remedy
-    remedy = last and passes_for(last.report, applied)
-    if remedy then
-      frames, message = pass.apply(last_frames, remedy, { fps = options.fps or 24, cuts = options.cuts })
-      for _, entry in ipairs(remedy) do applied[type(entry) == "table" and entry[1] or entry] = true end
+    local frames, message
+    local remedy = last and check.remedy(last.report, used)
+    for _, name in ipairs(remedy and remedy.names or {}) do used[name] = true end
+    if remedy and not remedy.again then
+      frames, message = pass.apply(last_frames, remedy.passes, { fps = options.fps or 24, cuts = options.cuts })
+      for _, entry in ipairs(remedy.passes) do applied[entry.name] = true end
     else
-      if attempt > 1 then seed = seed + 1 end
+      if remedy and remedy.seed then seed = seed + 1 end
+      for name in pairs(applied) do used["pass " .. name] = nil end
       applied = {}
-      frames, message = render(seed, attempt)
+      frames, message = render(seed, attempt, remedy)
     end
     if not frames then return nil, message end
     local report
@@ -307,7 +365,7 @@ function check.gate(render, checks, options)
     local passes = {}
     for name in pairs(applied) do passes[#passes + 1] = name end
     table.sort(passes)
-    last, last_frames = { seed = seed, passes = passes, report = report, badness = badness(report) }, frames
+    last, last_frames = { seed = seed, passes = passes, report = report, badness = check.badness(report) }, frames
     outcome.attempts[attempt], outcome.tries = last, attempt
     local how = #passes > 0 and ("seed %d after %s"):format(seed, table.concat(passes, ", ")) or ("seed %d"):format(seed)
     if report.passed then say("attempt %d of %d (%s) passes every check", attempt, tries, how)
@@ -388,7 +446,7 @@ function check.repair(shots, render, checks, options)
       local other = { unpack(result) }
       other[i] = frames
       local after = look(other)
-      local better = after and badness(after) < badness(report)
+      local better = after and check.badness(after) < check.badness(report)
       say(("shot %d with seed %d: the whole gets %s"):format(i, one.latest, better and "better" or "no better; dropped"))
       if better then result, report, one.seed = other, after, one.latest end
       if report.passed then break end

@@ -1,4 +1,5 @@
--- Consistency of films: holding frames still while the rest is sampled, and a report on a whole film.
+-- Consistency of films: holding frames still while the rest is sampled, drawing shots towards a picture of their place, and a
+-- report on a whole film.
 local T = require "melies.tensor"
 
 local M = {}
@@ -26,6 +27,29 @@ function M.set_first(latent, known)
   local k = known.shape[2]
   if k >= latent.shape[2] then return known end
   return T.concat({ known, latent:slice(2, k + 1) }, 2)
+end
+
+-- What is coarse in a latent [C, T, H, W]: half its rows and columns, and up again.
+local function coarse(x)
+  local h, w = x.shape[3], x.shape[4]
+  return x:resize(3, math.max(1, math.floor(h / 2)), "bilinear", true):resize(4, math.max(1, math.floor(w / 2)), "bilinear", true)
+    :resize(3, h, "bilinear"):resize(4, w, "bilinear")
+end
+
+-- A denoise(x, sigma) whose estimates lean on a reference [C, 1 or 2, H, W] (the latent of a still; its second frame stands
+-- for all later ones): x0 + k low(mean_t reference - mean_t x0) at noise levels from `from` on, k growing from 0 there to
+-- `strength` at sigma 1. Like ILVR (Choi et al. 2021), but of the mean over time alone, so that what moves is left to move.
+function M.draw_to(denoise, reference, strength, from)
+  from = from or 0.5
+  local first, later = reference:slice(2, 1, 1), reference:slice(2, -1, -1)
+  return function(x, sigma)
+    local x0 = denoise(x, sigma)
+    local k = strength * (sigma - from) / (1 - from)
+    if k <= 0 then return x0 end
+    local n = x0.shape[2]
+    local still = T.lincomb { 1 / n, first:contiguous(), (n - 1) / n, later:contiguous() }
+    return x0 + coarse(still - x0:mean(2, true)) * k
+  end
 end
 
 -- ---- the report -----------------------------------------------------------------------------------

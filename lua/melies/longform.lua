@@ -4,6 +4,7 @@
 --                                            with the last frames of the one before; one chunk is in memory
 --   longform.windows(make, opts)          -> denoise over a latent of any length: windows over time, fused at every step
 --   longform.free_noise(shape, first, opts) -> noise of latent frames first, first + 1, ... of a film without end
+--   longform.chunk_of(model, frame, p, opts)  the number of the chunk that a frame is in
 --   longform.weights(count, overlap, fuse, is_first, is_last) -> list
 --
 -- The chunks' latents are the job's parts (melies.durable), in their order.
@@ -127,12 +128,13 @@ end
 
 -- Mean and deviation in Lab, drawn towards the first frames': nothing at the chunk's first frame, `strength` of the
 -- difference that its last frames have at its end. So there is no seam, and the next chunk begins with corrected frames.
-local function anchored(frames, anchor, strength)
+-- whole: all frames alike, for a chunk that follows nothing.
+local function anchored(frames, anchor, strength, whole)
   local video, n = require "melies.video", frames.shape[1]
   local mean, deviation = stats_of(frames:slice(1, math.max(1, n - 3), n))
   local parts = {}
   for i = 1, n do
-    local s, gain, shift = strength * i / n, {}, {}
+    local s, gain, shift = whole and strength or strength * i / n, {}, {}
     for c = 1, 3 do
       local g = math.max(0.5, math.min(2, (anchor.deviation[c] + 0.5) / (deviation[c] + 0.5)))
       gain[c] = 1 + s * (g - 1)
@@ -147,31 +149,51 @@ end
 -- ---- chunks --------------------------------------------------------------------------------------------------
 
 local FRAMES = { texts = true, frames = true, window = true, overlap = true, release = true, known = true, anchor = true,
-  free_noise = true, seed = true, label = true, width = true, height = true }
+  free_noise = true, seed = true, label = true, width = true, height = true, look = true, around = true }
+
+-- The latent's shape of a chunk, its frames, and the latent frames that chunks share.
+local function geometry(model, p, opts)
+  local overlap = opts.overlap or 1
+  local shape, message = model:latent_shape { frames = math.min(opts.window or model.defaults.frames, opts.frames
+    + (opts.known and 1 + (overlap - 1) * model.stride[1] or 0)), width = opts.width or p.width, height = opts.height or p.height }
+  if not shape then return nil, message end
+  return shape, model:frame_count(shape[2]), math.min(overlap, shape[2]), overlap
+end
+
+-- The number of the chunk that gives the frame of that number; opts as for frames().
+function M.chunk_of(model, frame, p, opts)
+  local shape, window, overlap = geometry(model, p, opts)
+  if not shape then return 1 end
+  local shared = 1 + (overlap - 1) * model.stride[1]
+  local taken = 0
+  if opts.known then taken = not model.image_input and opts.known.shape[1] >= shared and shared or 1 end
+  return 1 + math.max(0, math.ceil((frame - (window - taken)) / math.max(1, window - shared)))
+end
 
 -- opts: texts (job:texts), frames (how many in all), window (frames of a chunk; default: the model's own number), overlap
 -- (latent frames that chunks share, default 1), release (below this sigma the shared frames are free; 0: held to the end),
 -- known (frames [n, H, W, 3] before the first: the film goes on from them, and they are not given again), anchor (0..1,
--- default 0.5; 0: none), free_noise (default true), seed, label, width and height (default: the job's).
+-- default 0.5; 0: none), look ({ mean =, deviation = } in Lab that it holds to, in place of its own first chunk's), free_noise
+-- (default true), seed, label, width and height (default: the job's), around (function(denoise, shape) -> denoise). seed and
+-- anchor may be functions of the chunk's number.
 function M.frames(job, model, opts)
   lib.check_options("longform.frames", opts, FRAMES)
-  local p, seed = job.params, opts.seed or job.seed
-  local stride, overlap, release = model.stride[1], opts.overlap or 1, opts.release or 0
-  local strength = opts.anchor or 0.5
-  local shape = job:check(model:latent_shape { frames = math.min(opts.window or model.defaults.frames, opts.frames
-    + (opts.known and 1 + (overlap - 1) * stride or 0)), width = opts.width or p.width, height = opts.height or p.height })
-  local window = model:frame_count(shape[2])
-  if overlap >= shape[2] and opts.frames > window then
-    require("melies.recipe").fail(("chunks of %d latent frames cannot share %d"):format(shape[2], overlap))
+  local p = job.params
+  local function of(value, n) if type(value) == "function" then return value(n) end return value end
+  local stride, release = model.stride[1], opts.release or 0
+  local shape, window, overlap, wanted = geometry(model, p, opts)
+  job:check(shape, window)
+  if wanted >= shape[2] and opts.frames > window then
+    require("melies.recipe").fail(("chunks of %d latent frames cannot share %d"):format(shape[2], wanted))
   end
-  overlap = math.min(overlap, shape[2])
   local shared = 1 + (overlap - 1) * stride -- frames
   job:budget(model, shape)
-  local known, given, chunk, anchor = opts.known, 0, 0, nil
+  local known, given, chunk, anchor = opts.known, 0, 0, opts.look
   local ready, at = nil, 0
 
   local function render()
     chunk = chunk + 1
+    local seed, strength = of(opts.seed or job.seed, chunk), of(opts.anchor or 0.5, chunk)
     local first = 1 + (chunk - 1) * (shape[2] - overlap)
     local noise = opts.free_noise == false and T.noise(shape, { seed = seed, stream = chunk })
       or M.free_noise(shape, first, { seed = seed })
@@ -188,6 +210,7 @@ function M.frames(job, model, opts)
       before = model:encode_video(known)
     end
     local denoise = job:guide(model, texts)
+    if opts.around then denoise = opts.around(denoise, shape) end
     if before then
       local free, held = denoise, require("melies.consistency").hold_first(denoise, model, before, noise)
       denoise = function(x, sigma) return sigma >= release and held(x, sigma) or free(x, sigma) end
@@ -202,7 +225,7 @@ function M.frames(job, model, opts)
     local from = known and known.shape[1] or 0
     if from > 0 and from < frames.shape[1] then frames = frames:slice(1, from + 1) end
     if strength > 0 then
-      if anchor then frames = anchored(frames, anchor, strength)
+      if anchor then frames = anchored(frames, anchor, strength, chunk == 1 and not known)
       else
         local mean, deviation = stats_of(frames)
         anchor = { mean = mean, deviation = deviation }

@@ -71,14 +71,15 @@ end
 -- ---- reading ---------------------------------------------------------------------------------------
 
 local FIELDS = { name = "string", kind = "string", description = "string", palette = "table", size = "table",
-  references = "table", version = "number" }
+  references = "table", version = "number", sources = "table" }
+local OPTIONAL = { size = true, sources = true } -- sources: picture -> the shot that it is from
 
 local function read_entry(path)
   local data, message = json.read(path .. "/entry.json")
   if data == nil then return nil, message end
   for key, want in pairs(FIELDS) do
     local value = type(data) == "table" and data[key]
-    if type(value) ~= want and not (key == "size" and value == nil) then
+    if type(value) ~= want and not (OPTIONAL[key] and value == nil) then
       return nil, ("%s/entry.json: %s is %s, must be a %s"):format(path, key, type(value), want)
     end
   end
@@ -222,7 +223,7 @@ end
 -- ---- writing ---------------------------------------------------------------------------------------
 
 local REMEMBER = { name = true, kind = true, description = true, image = true, video = true, frames = true, box = true,
-  model = true, folder = true }
+  model = true, folder = true, source = true }
 
 -- [T, H, W, 3] of what options give, nil where they give none; nil and a message where it cannot be read.
 local function frames_of(options)
@@ -260,7 +261,8 @@ local function save_entry(entry)
   return json.write(entry.path .. "/entry.json", data, { indent = 2 })
 end
 
--- Adds the picture to the entry that is there, or makes one. Its description stays unless one is given.
+-- Adds the picture to the entry that is there, or makes one. Its description stays unless one is given. source: a name of
+-- where the picture is from; one that is there already is not taken again.
 function M.remember(options)
   lib.check_options("memory_bank.remember", options, REMEMBER, 2)
   check_box(options.box)
@@ -289,6 +291,9 @@ function M.remember(options)
     local ok, why = fs.make(path)
     if not ok then return nil, why end
     local dropped
+    for _, source in pairs(entry.sources or {}) do
+      if source == options.source then frames = nil end
+    end
     if frames then
       local box = options.box or (entry.kind == "character" and M.moving_box(frames)) or nil
       local whole = frames:select(1, math.ceil(frames.shape[1] / 2)):contiguous()
@@ -299,7 +304,12 @@ function M.remember(options)
       ok, why = media.save_image(path .. "/" .. name, picture)
       if not ok then return nil, why end
       entry.references[#entry.references + 1] = name
+      if options.source then
+        entry.sources = entry.sources or {}
+        entry.sources[name] = options.source
+      end
       if #entry.references > MAX_REFERENCES then dropped = table.remove(entry.references, 2) end
+      if dropped and entry.sources then entry.sources[dropped] = nil end
       entry.palette = M.palette(picture)
       if box then entry.size = { width = box[3] - box[1], height = box[4] - box[2] } end
     end
@@ -434,7 +444,7 @@ function M.fill(board, i, frames, options)
   if not shot then error(("memory_bank.fill: there is no shot %s"):format(tostring(i)), 2) end
   local function keep(name, kind, description, with)
     local entry, message = M.remember { name = name, kind = kind, description = description, frames = with and frames or nil,
-      model = options.model, folder = options.folder }
+      model = options.model, folder = options.folder, source = options.source }
     if not entry then return nil, message end
     names[#names + 1] = name
     return true
@@ -476,8 +486,9 @@ local function meant(entries, kind, name, description)
   return found
 end
 
--- Characters and places of a board that are remembered get their canonical description and latest picture; what was
--- changed is told: { { name=, entry=, kind=, before=, after=, image= } }. What a person wrote into `image` stays.
+-- Characters and places of a board that are remembered get their canonical description and latest picture; so does a look
+-- that is named (look = "look of my film"), the picture of which is in its note alone. What was changed is told:
+-- { { name=, entry=, kind=, before=, after=, image= } }. What a person wrote into `image` stays.
 function M.apply(board, options)
   local notes, entries = {}, M.list(options) or {}
   for what, kind in pairs { characters = "character", places = "place" } do
@@ -496,6 +507,14 @@ function M.apply(board, options)
         notes[#notes + 1] = { name = name, entry = entry.name, kind = kind, before = before,
           after = e.description, image = e.image }
       end
+    end
+  end
+  for _, entry in ipairs(board.look and entries or {}) do
+    if entry.kind == "look" and (entry.name:lower() == board.look:lower() or entry.description == board.look) then
+      notes[#notes + 1] = { name = "look", entry = entry.name, kind = "look", before = board.look, after = entry.description,
+        image = #entry.references > 0 and entry.path .. "/" .. entry.references[#entry.references] or nil }
+      board.look = entry.description
+      break
     end
   end
   table.sort(notes, function(a, b) return a.kind == b.kind and a.name < b.name or a.kind < b.kind end)

@@ -111,9 +111,21 @@ end
 local Chain = {}
 Chain.__index = Chain
 
+-- pass.known_cuts(list): a function that says whether a frame's number is in the list, which may grow meanwhile.
+function pass.known_cuts(list)
+  local set, seen = {}, 0
+  return function(index)
+    while seen < #list do
+      seen = seen + 1
+      set[list[seen]] = true
+    end
+    return set[index] == true
+  end
+end
+
 -- pass.chain(list, {width=, height=, fps=24, frames=, cuts=}): the passes as one: push(frame) and finish() give lists of
--- frames, info tells what comes out. cuts: the numbers of the frames (from 1) that begin a shot; false: there are none;
--- without it they are looked for, where a pass wants to know. nil and a message.
+-- frames, info tells what comes out. cuts: the numbers of the frames (from 1) that begin a shot, a list that may grow ahead of
+-- the frames; false: there are none; without it they are looked for, where a pass wants to know. nil and a message.
 function pass.chain(list, info)
   if type(list) == "string" then
     local parsed, message = pass.parse(list)
@@ -142,8 +154,7 @@ function pass.chain(list, info)
   end
   self.info = now
   if type(info.cuts) == "table" then
-    self.cuts = {}
-    for _, at in ipairs(info.cuts) do self.cuts[at] = true end
+    self.is_cut = pass.known_cuts(info.cuts)
   elseif info.cuts == nil and asks then
     self.detect = video.cut_detector()
   end
@@ -176,7 +187,7 @@ end
 function Chain:push(frame)
   self.count = self.count + 1
   local ready = {}
-  local cut = self.cuts and self.cuts[self.count] and self.count > 1
+  local cut = self.is_cut and self.is_cut(self.count) and self.count > 1
   if self.detect then cut = self.detect(frame) end
   if cut then
     self.cuts_found[#self.cuts_found + 1] = self.count
@@ -279,7 +290,9 @@ end
 -- pass.join(shots, transitions, {fps = 24}): a function that gives the frames of all shots, f32, one after the other, and a
 -- table that fills with the numbers of the frames (from 1) that begin a shot. shots: sources as pass.stream takes them.
 -- transitions: one for all, or a list with one for each joint; a name or { name, values... }; "cut" where none is given.
--- A transition holds back as many frames of the shot before as it says and no more. nil and a message.
+-- A transition holds back as many frames of the shot before as it says and no more. info.joint(k, cut, first, last) is called
+-- for joint k before its frames are given: the frame that begins shot k + 1, and the first and last frame of the transition
+-- (last < first where it has none). nil and a message.
 -- A plugin of kind "transition" has frames(params, info) -> n, how many frames it wants of either side, and
 -- run(tail, head, params, info) -> list of frames in their place and the number of the first one of the new shot in it;
 -- tail and head have at most n frames (fewer where a shot is shorter).
@@ -311,6 +324,7 @@ function pass.join(shots, transitions, info)
     end
     local frames, first = joint.plugin.run(queue, head, joint.values, info)
     cuts[#cuts + 1] = given + #ready + (first or #queue + 1)
+    if info.joint then info.joint(at - 1, cuts[#cuts], given + #ready + 1, given + #ready + #frames) end
     queue = {}
     -- The next joint may want frames that come out of this one, but only those of the new shot.
     for _, frame in ipairs(frames) do ready[#ready + 1] = frame end
