@@ -105,7 +105,8 @@ end
 
 -- ---- running ------------------------------------------------------------------------------------------
 
-local run_options = { fps = true, cuts = true, size = true, prompt = true, score = true, model = true, progress = true }
+local run_options = { fps = true, cuts = true, joints = true, size = true, prompt = true, score = true,
+  model = true, progress = true }
 
 local function entries_of(list)
   if list == nil then
@@ -117,21 +118,15 @@ local function entries_of(list)
   return list
 end
 
--- check.run(source, checks, {fps = 24, cuts=, size = 256, prompt=, score=, model=, progress=}): a report on a film: frames,
--- fps, shots = { { first =, last = } }, results (a list of the checks' results with their name, help and values of
--- parameters), by (the same by name), passed (no check failed), failed (their names). source: as pass.stream takes it.
--- checks: names or { name, values... }, or a text as pass.parse takes it; without it all there are. cuts: the frames that
--- begin a shot, where they are known; false: none; else they are looked for. An entry's `remedy` (seed, steps, anchor, window,
--- or a pass) stands in place of the check's own. nil and a message.
-function check.run(source, checks, options)
-  options = options or {}
-  lib.check_options("check.run", options, run_options)
+local Measure = {}
+Measure.__index = Measure
+
+-- check.measure(checks, {width=, height=, fps = 24, and what check.run takes}): the checks as an object with push(frame) and
+-- finish() -> report. cuts and joints may grow ahead of the frames. nil and a message.
+function check.measure(checks, options)
   local list, message = entries_of(checks)
   if not list then return nil, message end
-  local next_frame = pass.stream(source)
-  local first = next_frame()
-  if not first then return nil, "there are no frames" end
-  local info = { width = first.shape[2], height = first.shape[1], fps = options.fps or 24, cuts = options.cuts,
+  local info = { width = options.width, height = options.height, fps = options.fps or 24, cuts = options.cuts,
     prompt = options.prompt, score = options.score, model = options.model }
   local running = {}
   for i, entry in ipairs(list) do
@@ -147,40 +142,49 @@ function check.run(source, checks, options)
     if not plugin then return nil, values end
     running[i] = { plugin = plugin, values = values, object = plugin.new(values, info), remedy = remedy }
   end
-  local known, detect = nil, nil
-  if type(options.cuts) == "table" then
-    known = {}
-    for _, at in ipairs(options.cuts) do known[at] = true end
-  elseif options.cuts == nil then detect = video.cut_detector() end
+  local known = type(options.cuts) == "table" and pass.known_cuts(options.cuts)
+  return setmetatable({ running = running, info = info, known = known, size = options.size or 256,
+    detect = options.cuts == nil and video.cut_detector() or nil, joints = options.joints or {}, joint = 1,
+    shots = { { first = 1 } }, index = 0 }, Measure)
+end
 
-  local shots, index, previous = { { first = 1 } }, 0, nil
-  local frame = first
-  while frame do
-    index = index + 1
-    local cut = false
-    if detect then cut = detect(frame)
-    elseif known then cut = known[index] and index > 1 or false end
-    if cut then
-      shots[#shots].last = index - 1
-      shots[#shots + 1] = { first = index }
-    end
-    local whole = frame
-    local broken = frame.dtype ~= "u8" and frame:nonfinite() or 0
-    if broken > 0 then whole = media.to_u8(frame) end -- not a number: black, so that the other checks go on
-    local here = setmetatable({ nonfinite = broken, index = index, time = (index - 1) / info.fps, raw = frame, cut = cut,
-      shot = #shots, frame = video.reduce(whole, options.size or 256):contiguous(),
-      previous = previous }, Here)
-    for _, each in ipairs(running) do each.object:push(here) end
-    if previous then previous.previous, previous.raw = nil, nil end
-    previous = here
-    if options.progress then options.progress(index) end
-    frame = next_frame()
+function Measure:push(frame)
+  self.index = self.index + 1
+  local index, cut = self.index, false
+  if self.detect then cut = self.detect(frame)
+  elseif self.known then cut = index > 1 and self.known(index) end
+  if cut then
+    self.shots[#self.shots].last = index - 1
+    self.shots[#self.shots + 1] = { first = index }
   end
-  shots[#shots].last = index
+  -- A transition is no shot: nobody judges its frames, and a new one begins after it.
+  local joint = self.joints[self.joint]
+  if joint and index > joint[2] then
+    self.joint = self.joint + 1
+    joint = self.joints[self.joint]
+  end
+  if joint and index >= joint[1] then
+    self.previous, self.after_joint = nil, true
+    return
+  end
+  cut = cut or self.after_joint or false
+  self.after_joint = nil
+  local whole = frame
+  local broken = frame.dtype ~= "u8" and frame:nonfinite() or 0
+  if broken > 0 then whole = media.to_u8(frame) end -- not a number: black, so that the other checks go on
+  local here = setmetatable({ nonfinite = broken, index = index, time = (index - 1) / self.info.fps, raw = frame, cut = cut,
+    shot = #self.shots, frame = video.reduce(whole, self.size):contiguous(), previous = self.previous }, Here)
+  for _, each in ipairs(self.running) do each.object:push(here) end
+  if self.previous then self.previous.previous, self.previous.raw = nil, nil end
+  self.previous = here
+end
 
-  local report = { frames = index, fps = info.fps, width = info.width, height = info.height, shots = shots, results = {},
+function Measure:finish()
+  local info, shots = self.info, self.shots
+  shots[#shots].last = self.index
+  local report = { frames = self.index, fps = info.fps, width = info.width, height = info.height, shots = shots, results = {},
     by = {}, failed = {}, passed = true }
-  for i, each in ipairs(running) do
+  for i, each in ipairs(self.running) do
     local result = each.object:finish(shots)
     result.name, result.params, result.help = each.plugin.name, each.values, each.plugin.help
     result.remedy = each.remedy or result.remedy
@@ -192,6 +196,31 @@ function check.run(source, checks, options)
     end
   end
   return report
+end
+
+-- check.run(source, checks, {fps = 24, cuts=, size = 256, prompt=, score=, model=, progress=}): a report on a film: frames,
+-- fps, shots = { { first =, last = } }, results (a list of the checks' results with their name, help and values of
+-- parameters), by (the same by name), passed (no check failed), failed (their names). source: as pass.stream takes it.
+-- checks: names or { name, values... }, or a text as pass.parse takes it; without it all there are. cuts: the frames that
+-- begin a shot, where they are known; false: none; else they are looked for. joints: { first, last } frames of transitions,
+-- which are not judged. An entry's `remedy` (seed, steps, anchor, window,
+-- or a pass) stands in place of the check's own. nil and a message.
+function check.run(source, checks, options)
+  options = options or {}
+  lib.check_options("check.run", options, run_options)
+  local next_frame = pass.stream(source)
+  local frame = next_frame()
+  if not frame then return nil, "there are no frames" end
+  local given = { width = frame.shape[2], height = frame.shape[1] }
+  for key, value in pairs(options) do given[key] = value end
+  local measure, message = check.measure(checks, given)
+  if not measure then return nil, message end
+  while frame do
+    measure:push(frame)
+    if options.progress then options.progress(measure.index) end
+    frame = next_frame()
+  end
+  return measure:finish()
 end
 
 -- check.file(path, checks, options): check.run on a film's file, frame by frame, at its own rate. nil and a message.

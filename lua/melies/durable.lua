@@ -31,7 +31,7 @@ M.interval = tonumber(os.getenv "MELIES_JOB_INTERVAL") or 0.5
 
 -- Values that do not change what is sampled.
 local free = { output = true, quality = true, bitrate = true, codec = true, save_latents = true, job = true, fresh = true,
-  reuse = true, jobs = true, worker = true, report = true }
+  reuse = true, jobs = true, worker = true, report = true, report_checks = true }
 
 -- ---- what a folder says ------------------------------------------------------------------------------
 
@@ -91,7 +91,7 @@ end
 
 -- Every file of a job folder, and nothing that a user put there.
 local function ours(name)
-  return name == "job.json" or name == "bound.json" or name == "storyboard.json" or
+  return name == "job.json" or name == "bound.json" or name == "storyboard.json" or name == "report.html" or
     name:find "^worker%-%d+%.log$" or name == "lock" or name:find "^%d%d.*%.safetensors" or name:find "^memory%.safetensors"
     or name:find "^[%w_.-]+%.json%.new$"
 end

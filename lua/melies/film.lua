@@ -3,7 +3,7 @@
 --
 --   film.run(job, board, opts) -> path or frames
 -- board: a storyboard (melies.plan); opts: checks, passes (lists as text), tries, jobs (processes), overlap, anchor, likeness,
--- bank, and what melies.steer takes: audio, reference, as.
+-- bank, report, report_checks, and what melies.steer takes: audio, reference, as.
 --
 -- Shots are shared between processes by their folders' locks: the program starts opts.jobs - 1 more of itself, each of which
 -- takes the next shot that nobody has. In the job's folder: storyboard.json, memory.safetensors, and the shots' folders.
@@ -100,10 +100,9 @@ local function remembering(next_frame, count, done)
   end
 end
 
--- All shots one after the other: next(), and lists that fill as frames come: cuts (frames that begin a shot which does not go
--- on from the one before) and joints (first and last frame of every transition).
-local function joined(film, bank)
-  local sources, transitions, cuts, joints = {}, {}, {}, {}
+-- All shots one after the other: next(). on_joint(k, cut, first, last) as pass.join calls it.
+local function joined(film, bank, on_joint)
+  local sources, transitions = {}, {}
   for i, shot in ipairs(film.shots) do
     local last = shots.last_of(film.work, i)
     local sub = film.job:check(film.work:sub(shots.folder_name(i, last.attempt.store)))
@@ -118,18 +117,13 @@ local function joined(film, bank)
     end
     if i > 1 then transitions[i - 1] = names[shot.transition] or shot.transition end
   end
-  local next_frame, message = pass.join(sources, transitions, { fps = film.job.params.fps,
-    joint = function(k, cut, first, last)
-      if not film.shots[k + 1].overlap then
-        cuts[#cuts + 1] = cut
-        if last >= first then joints[#joints + 1] = { first, last } end
-      end
-    end })
+  local next_frame, message = pass.join(sources, transitions, { fps = film.job.params.fps, joint = on_joint })
   if not next_frame then recipe.fail(message) end
-  return next_frame, cuts, joints
+  return next_frame
 end
 
 function M.run(job, board, opts)
+  local began = require("melies").seconds()
   local model = job:load()
   local p = job:defaults(model)
   local work = job.work or shots.in_memory()
@@ -159,13 +153,27 @@ function M.run(job, board, opts)
   for _, process in ipairs(processes) do process:close() end
   if cores then require("melies").threads(cores) end
 
-  local next_frame, cuts = joined(film, bank)
+  local began_joining = require("melies").seconds()
+  local page = (opts.report or job.kept) and require("melies.film_report").new(film, { checks = opts.report_checks })
+  local cuts = {}
+  local next_frame = joined(film, bank, function(k, cut, first, last)
+    if not film.shots[k + 1].overlap then cuts[#cuts + 1] = cut end
+    if page then page:joint(k, cut, first, last) end
+  end)
   local after = { width = p.width, height = p.height, fps = p.fps, cuts = cuts }
+  if page then next_frame = page:before(next_frame, after) end
   if #passes > 0 then
     next_frame, after = pass.over(next_frame, passes, after)
     if not next_frame then recipe.fail(after) end
   end
-  return longform.write(job, next_frame, { fps = after.fps })
+  if page then next_frame = page:after(next_frame, after) end
+  local result = longform.write(job, next_frame, { fps = after.fps })
+  if page then
+    page:write({ timing = { { "shots", began_joining - began }, { "decoding, passes, writing, checks",
+      require("melies").seconds() - began_joining } }, passes = passes, notes = notes,
+      beside = opts.report and job.saved, folder = job.kept and work.folder })
+  end
+  return result
 end
 
 -- The parameters of films, for recipes.
@@ -181,6 +189,8 @@ function M.params(own)
     likeness = { "number", default = 0.5, min = 0, max = 1, help = "how much shots of one place are drawn to each other" },
     bank = { "enum", choices = { "read", "on", "off" }, default = "read",
       help = "the project's memory: read: it is used; on: finished shots are remembered too" },
+    report = { "boolean", default = false, help = "a page about the film beside it: prompts, checks, repairs" },
+    report_checks = { "string", help = "what the page shows (default: all that melies list checks has)" },
     jobs = { "integer", default = 1, min = 1, max = 64, help = "processes that render shots side by side" },
   }
   for name, spec in pairs(require("melies.steer").params) do params[name] = spec end

@@ -174,8 +174,8 @@ end
 -- (latent frames that chunks share, default 1), release (below this sigma the shared frames are free; 0: held to the end),
 -- known (frames [n, H, W, 3] before the first: the film goes on from them, and they are not given again), anchor (0..1,
 -- default 0.5; 0: none), look ({ mean =, deviation = } in Lab that it holds to, in place of its own first chunk's), free_noise
--- (default true), seed, label, width and height (default: the job's), around (function(denoise, shape) -> denoise). seed and
--- anchor may be functions of the chunk's number.
+-- (default true), seed, label, width and height (default: the job's), around (function(denoise, shape) -> denoise). seed
+-- and anchor may be functions of the chunk's number.
 function M.frames(job, model, opts)
   lib.check_options("longform.frames", opts, FRAMES)
   local p = job.params

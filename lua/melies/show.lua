@@ -141,6 +141,7 @@ end
 -- ---- protocols --------------------------------------------------------------------------------
 
 local alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+-- Base64 of n bytes at a pointer.
 local function base64(data, n)
   local out = {}
   local function letter(v) return alphabet:sub(v + 1, v + 1) end
@@ -152,6 +153,8 @@ local function base64(data, n)
   end
   return table.concat(out)
 end
+
+show.base64 = base64
 
 -- https://sw.kovidgoyal.net/kitty/graphics-protocol/: f=24 is RGB, chunks of at most 4096 bytes, m=1: more follow.
 function show.kitty(p)
