@@ -13,7 +13,7 @@ local M = {}
 local Page = {}
 Page.__index = Page
 
-local PLACES = { 0.05, 0.5, 0.95 } -- of a shot, at which its pictures are taken
+local PLACES = { 0.05, 0.4, 0.75 } -- of a shot, at which its pictures are taken; transitions may shorten it
 local WIDTH = 320                  -- of a picture, in pixels
 
 function M.new(film, opts)
@@ -115,8 +115,11 @@ end
 local function plain(raw, cuts)
   if not raw then return nil end
   local out = { checks = {}, fps = raw.fps, cuts = cuts, passed = raw.passed, failed = raw.failed }
+  local help = {}
+  for _, entry in ipairs(require("melies.registry").list "check") do help[entry.name] = entry.help end
   for i, r in ipairs(raw.results) do
-    out.checks[i] = { name = r.name, help = (r.help or ""):match "^[^\n]*", value = r.value, threshold = r.threshold,
+    out.checks[i] = { name = r.name, help = (r.help or help[r.name] or ""):match "^[^\n]*",
+      value = r.value, threshold = r.threshold,
       better = r.better, pass = r.pass, note = r.note, where = r.where, series = r.series, slope = r.slope }
   end
   return out

@@ -159,8 +159,9 @@ local function plot_of(check, fps, cuts, before, before_fps)
     marks[1] = { y = check.threshold, label = (check.better == "high" and "at least " or "at most ") .. number(check.threshold) }
   end
   for _, frame in ipairs(cuts or {}) do marks[#marks + 1] = { x = (frame - 1) / fps } end
-  if old then series[1] = { name = "before passes", points = old, colour = 8 } end
-  if points then series[#series + 1] = { name = old and "after" or check.name, points = points, colour = 1 } end
+  local kind = #(points or old) < 10 and "points" or "line"
+  if old then series[1] = { name = "before passes", points = old, colour = 8, kind = kind } end
+  if points then series[#series + 1] = { name = old and "after" or check.name, points = points, colour = 1, kind = kind } end
   local words = check.help or ""
   return ('<figure><h3>%s</h3>%s<figcaption>%s</figcaption></figure>'):format(escape((check.name:gsub("_", " "))),
     plot.svg { x = { label = "seconds" }, y = { label = "" }, width = 480, height = 240, series = series, marks = marks },
@@ -194,7 +195,7 @@ function M.video(data)
   local name = data.title or data.video and tostring(data.video):match "[^/]+$" or "A film"
   local body = { "<header><h1>" .. escape(name) .. "</h1>" }
   if data.prompt then body[#body + 1] = "<p>" .. escape(data.prompt) .. "</p>" end
-  body[#body + 1] = facts { { "Length", clock(data.seconds) .. " min" }, { "Frames", ("%d at %.4g a second"):format(data.frames,
+  body[#body + 1] = facts { { "Length", clock(data.seconds) }, { "Frames", ("%d at %.4g a second"):format(data.frames,
     data.fps) }, { "Size", ("%d × %d"):format(data.width, data.height) }, { "Shots", tostring(#data.shots) },
     { "Checks", data.passed and "all pass" or #data.failed .. " fail" }, { "Made by", data.recipe } }
   body[#body + 1] = "</header><main>"
@@ -246,7 +247,7 @@ end
 
 -- Better, worse or the same, of a check's values.
 local function change(before, after)
-  if not (before and before.value and after.value) or before.value == after.value then return "" end
+  if not (before and before.value and after.value) or before.value == after.value or after.pass == nil then return "" end
   local better = (after.value > before.value) == (after.better == "high")
   return { html = better and '<span class="pass">better</span>' or '<span class="soft">worse</span>' }
 end
@@ -300,11 +301,12 @@ function M.film(data)
   local seconds = data.frames / data.fps
   local body = { "<header><h1>" .. escape(data.title or "A film") .. "</h1>" }
   if data.prompt and data.prompt ~= "" then body[#body + 1] = "<p>" .. escape(data.prompt) .. "</p>" end
-  body[#body + 1] = facts { { "Length", clock(seconds) .. " min" }, { "Shots", tostring(#data.shots) },
+  body[#body + 1] = facts { { "Length", clock(seconds) }, { "Shots", tostring(#data.shots) },
     { "Frames", ("%d at %.4g a second"):format(data.frames, data.fps) },
     { "Size", ("%d × %d"):format(data.width, data.height) },
     { "Model", data.model }, { "Seed", ("%.0f"):format(data.seed) },
-    { "Checks", data.after and (data.after.passed and "all pass" or table.concat(data.after.failed, ", ") .. " fail") or nil } }
+    { "Checks", data.after and (data.after.passed and "all pass" or ("%d of %d fail"):format(#data.after.failed,
+      #data.after.checks)) or nil } }
   local sections = { { "storyboard", "Storyboard" }, data.after and { "checks", "Checks" } or false,
     { "repairs", "What was repaired" }, #(data.memory or {}) > 0 and { "memory", "From the memory" } or false,
     { "timing", "Timing" }, { "again", "Make it again" } }

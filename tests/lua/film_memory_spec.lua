@@ -1,0 +1,141 @@
+-- What films remember: one job fills the project's memory, another uses it; shots of one place; remedies of failed checks.
+local t = require "harness"
+local melies = require "melies"
+local fs = require "melies.fs"
+local bank, recipe, shots, T = melies.memory_bank, melies.recipe, melies.shots, melies.tensor
+
+local root = os.getenv "MELIES_ROOT"
+local program = (os.getenv "MELIES_BUILD" or root .. "/build") .. "/melies"
+local folder = t.folder()
+
+local function sh(words)
+  local pipe = io.popen(("cd '%s' && MELIES_JOB_INTERVAL=0 '%s' --threads 1 %s 2>&1; echo \"code $?\""):format(folder, program,
+    words))
+  local text = pipe:read "*a"
+  pipe:close()
+  return text
+end
+
+local function story(path, board)
+  fs.write(folder .. "/" .. path, melies.json.encode(board))
+  return path
+end
+
+local function film(path)
+  return melies.media.to_f32(assert(melies.media.load(folder .. "/" .. path)))
+end
+
+t.test("two jobs: what the first one's shots show is what the second one uses", function()
+  story("first.json", { title = "first", seed = 5, look = "in the evening light",
+    characters = { ball = "a big red ball" }, places = { meadow = "the meadow" },
+    shots = { { text = "the ball rolls", who = { "ball" }, where = "meadow", seconds = 1 } } })
+  story("second.json", { title = "second", seed = 77, characters = { ball = "the ball" }, places = { meadow = "the meadow" },
+    shots = { { text = "the ball jumps", who = { "ball" }, where = "meadow", seconds = 1 } } })
+  local make = "run film_from_storyboard --steps 3 --passes '' --checks '' "
+  local text = sh(make .. "--storyboard second.json -o alone.webp")
+  t.ok(text:find "code 0", text)
+  t.eq(fs.stat(folder .. "/melies/memory"), nil, "nothing is remembered unasked")
+  text = sh(make .. "--storyboard first.json --bank on -o first.webp")
+  t.ok(text:find "code 0", text)
+  text = sh "memory list"
+  for _, name in ipairs { "ball", "meadow", "look of first" } do t.ok(text:find(name, 1, true), text) end
+  t.ok(sh("memory show ball"):find("a big red ball", 1, true))
+  -- the same job once more adds no second picture
+  text = sh(make .. "--storyboard first.json --bank on -o again.webp")
+  t.ok(text:find "code 0", text)
+  t.eq(#assert(bank.get("meadow", { folder = folder .. "/melies/memory" })).references, 1)
+  text = sh(make .. "--storyboard second.json -o second.webp")
+  t.ok(text:find "code 0", text)
+  t.ok(text:find("memory: ball is ball: ", 1, true) and text:find("{+a big red+}", 1, true), text)
+  local alone, second = film "alone.webp", film "second.webp"
+  t.ok((alone - second):abs():mean() > 0.005, "the memory changes the film")
+  -- with --bank off it does not
+  text = sh(make .. "--storyboard second.json --bank off -o off.webp")
+  t.ok(text:find "code 0", text)
+  t.eq((film "off.webp" - alone):abs():amax(), 0)
+  -- a look by its name
+  story("third.json", { title = "third", look = "look of first", shots = { { text = "a blue cube bounces", seconds = 1 } } })
+  text = sh(make .. "--storyboard third.json -o third.webp")
+  t.ok(text:find("{+in the evening light+}", 1, true) or text:find("in the evening light", 1, true), text)
+  t.ok(sh("memory forget ball"):find "code 0")
+  t.ok(not sh("memory list"):find("big red", 1, true))
+end)
+
+t.test("shots of one place are drawn to each other, and what moves still moves", function()
+  local board = { seed = 2, places = { meadow = "the meadow" }, shots = {} }
+  for i = 1, 3 do
+    board.shots[i] = { text = "a ball rolls", where = "meadow", transition = i > 1 and "cut" or "none", seconds = 1 }
+  end
+  local path = folder .. "/" .. story("place.json", board)
+  local function made(likeness)
+    local frames = assert(melies.run("film_from_storyboard", { storyboard = path, steps = 6, passes = "", checks = "",
+      likeness = likeness, bank = "off", anchor = 0 }))
+    local n = frames.shape[1] / 3
+    local first = frames:slice(1, 1, n):mean(1)
+    local apart = 0
+    for i = 1, 2 do apart = apart + (frames:slice(1, i * n + 1, (i + 1) * n):mean(1) - first):abs():mean() end
+    local motion = (frames:slice(1, n + 2, 2 * n) - frames:slice(1, n + 1, 2 * n - 1)):abs():mean()
+    return apart, motion
+  end
+  local apart, motion = made(0)
+  local near, still = made(0.8)
+  print(("     apart %.4f, drawn %.4f; motion %.4f, %.4f"):format(apart, near, motion, still))
+  t.ok(near < apart, "nearer")
+  t.ok(still > 0.5 * motion, "still moves")
+end)
+
+t.test("a failed check's own remedy is applied, to the parts from the failing one on", function()
+  local function attempts(checks, seconds)
+    local said = {}
+    local plugin = assert(recipe.find "film")
+    local values = assert(recipe.check(plugin, { prompt = "A red ball rolls over the grass.", steps = 2, tries = 2,
+      checks = checks, passes = "", bank = "off", pace = seconds and "calm" or nil }))
+    assert(recipe.run(plugin, values, { notice = function(text) said[#said + 1] = text end }))
+    return table.concat(said, "\n")
+  end
+  local text = attempts "flicker: threshold=1, still=16"
+  t.ok(text:find("flicker failed; deflicker is tried", 1, true), text)
+  text = attempts "flicker: threshold=1, still=16, remedy=steps"
+  t.ok(text:find("flicker failed; 1.5 times the steps is tried", 1, true), text)
+  text = attempts "dynamic_degree: threshold=1, remedy=anchor; black_frames: level=1, remedy=window"
+  t.ok(text:find("a stronger anchor, shorter parts is tried", 1, true), text)
+  local ok, message = melies.run("film", { prompt = "A ball.", steps = 1, checks = "flicker: remedy=magic", bank = "off" })
+  t.ok(not ok and message:find("remedy is 'magic'", 1, true), message)
+end)
+
+t.test("of a long shot the parts before the failing one stay", function()
+  local model = assert(melies.pipeline.load "starter")
+  local d = model.defaults
+  local film_of = { model = model, overlap = 1, anchor = 0.5, shots = { { frames = 3 * d.frames, seed = 9 } },
+    job = { params = { frames = d.frames, width = d.width, height = d.height, steps = 8 } },
+    recall = { first = function() end }, steer = { first_frame = function() end } }
+  local first = shots.first_attempt(film_of, 1)
+  local report = { results = { { name = "broken_frames", pass = false, remedy = { seed = true },
+    where = { { frame = d.frames + 3 } } } } }
+  local attempt, words = shots.next_attempt(film_of, 1, first, report, 2)
+  t.eq(attempt.from, 2)
+  t.eq(words, "another seed from part 2 on")
+  t.eq(attempt.store, 2)
+  t.eq(#attempt.seeds, 2)
+  report.results[1] = { name = "flicker", pass = false, remedy = { pass = "deflicker" }, where = {} }
+  local after = shots.next_attempt(film_of, 1, attempt, report, 3)
+  t.eq(after.store, 2, "a pass renders nothing")
+  t.eq(after.passes[1].name, "deflicker")
+  after = shots.next_attempt(film_of, 1, after, report, 4)
+  t.eq(#after.passes, 1, "each remedy once")
+  t.eq(after.store, 4)
+end)
+
+t.test("known cuts and transitions: no check judges a fade, nor takes a blink for a cut", function()
+  local frames, cuts, joints = {}, {}, {}
+  local next_frame = assert(melies.pass.join({ T.full({ 10, 16, 16, 3 }, 0.5), T.full({ 10, 16, 16, 3 }, 0.7) },
+    { "fade" }, { fps = 8, joint = function(_, cut, first, last) cuts[1], joints[1] = cut, { first, last } end }))
+  for frame in next_frame do frames[#frames + 1] = frame end
+  t.ok(joints[1][1] <= cuts[1] and cuts[1] <= joints[1][2] + 1)
+  local report = assert(melies.check.run(frames, { "black_frames" }, { fps = 8, cuts = cuts }))
+  local judged = assert(melies.check.run(frames, { "black_frames" }, { fps = 8, cuts = cuts, joints = joints }))
+  t.ok(not report.passed and judged.passed)
+  t.eq(#judged.shots, 2)
+end)
+
+t.finish()
