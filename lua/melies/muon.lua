@@ -23,50 +23,35 @@ local function product(a, turn_a, b, turn_b, compute, dtype)
   return tensor.wrap(box[0])
 end
 
-local eyes = setmetatable({}, { __mode = "v" })
-local function eye(n)
-  local e = eyes[n]
-  if not e then
-    e = tensor.zeros { n, n }
-    local p = e:ptr()
-    for i = 0, n - 1 do p[i * n + i] = 1 end
-    eyes[n] = e
-  end
-  return e
+local function with_diagonal(x, scale, diagonal)
+  local box = ffi.new("mel_tensor*[1]")
+  lib.check(lib.C.mel_add_diagonal(x.handle, scale, diagonal, box, lib.err))
+  return tensor.wrap(box[0])
 end
 
--- g [n, k] in float32 with its singular values made 1, roughly (0.7 to 1.2): five steps of Newton and Schulz,
--- x <- (A + B g + C g^2) x with g = x x', or from the right with g = x' x where that is smaller.
-function muon.orthogonal(g)
-  local n, k = g.shape[1], g.shape[2]
-  local wide = n <= k
-  local one, dtype = eye(wide and n or k), require("melies").compute() == "f32" and "f32" or "bf16"
-  local compute, f32 = tensor.dtype_code(dtype), tensor.dtype_code "f32"
-  local scaled = g * (1 / (math.sqrt(g:sumsq()) + 1e-7))
-  local x = scaled:to(dtype)
-  local waste = { scaled }
-  local function sum(...)
-    local f = tensor.lincomb { ... }
-    local h = f:to(dtype)
-    waste[#waste + 1], waste[#waste + 2] = f, h
-    return h
-  end
+-- g [n, k] in float32 with its singular values made 1, roughly (0.7 to 1.2), in the type of the work: five steps of Newton
+-- and Schulz, x <- (A + B s + C s^2) x with s = x x', or from the right with s = x' x where that is smaller.
+local function orthogonal(g)
+  local wide = g.shape[1] <= g.shape[2]
+  local dtype = require("melies").compute() == "f32" and "f32" or "bf16"
+  local code = tensor.dtype_code(dtype)
+  local x = (g * (1 / (math.sqrt(g:sumsq()) + 1e-7))):to(dtype)
   for _ = 1, 5 do
-    local gram = product(x, not wide, x, wide, compute, f32)
-    local half = gram:to(dtype)
-    local square = product(half, false, sum(C, gram, B, one), false, compute, f32)
-    local factor = sum(1, square, A, one)
-    local next_x = wide and product(factor, false, x, false, compute, compute)
-      or product(x, false, factor, false, compute, compute)
-    waste[#waste + 1], waste[#waste + 2], waste[#waste + 3], waste[#waste + 4] = gram, half, square, x
-    for i = #waste, 1, -1 do -- a name may stand twice where nothing had to be converted
-      if rawget(waste[i], "handle") ~= nil then waste[i]:free() end
-      waste[i] = nil
-    end
-    x = next_x
+    local gram = product(x, not wide, x, wide, code, code)
+    local inner = with_diagonal(gram, C, B)
+    local square = product(gram, false, inner, false, code, code)
+    local factor = with_diagonal(square, 1, A)
+    local y = wide and product(factor, false, x, false, code, code) or product(x, false, factor, false, code, code)
+    gram:free()
+    inner:free()
+    square:free()
+    factor:free()
+    x:free()
+    x = y
   end
-  return x:to("f32")
+  return x
 end
+function muon.orthogonal(g) return orthogonal(g):to "f32" end
 
 local function matrix_like(name, p)
   if p.ndim < 2 or name:find "embedding%.weight$" and not name:find "patch_embedding" then return false end
@@ -87,11 +72,7 @@ function muon.new(params, o)
   return setmetatable(self, Muon)
 end
 
-local function put(t, parts)
-  local x = tensor.lincomb(parts)
-  t:copy_(x)
-  x:free()
-end
+local function blend(y, a, x, b) lib.check(lib.C.mel_blend(y.handle, a, x.handle, b, lib.err)) end
 
 -- As AdamW's, see optim.lua.
 function Muon:step(o)
@@ -100,13 +81,13 @@ function Muon:step(o)
     local shape, m = p.shape, self.m[name]
     local rows, columns = shape[1], p:numel() / shape[1]
     local share = s.grad_scale * (1 - self.momentum)
-    put(m, { self.momentum, m, share, p.grad })
+    blend(m, self.momentum, p.grad, share)
     local sum = tensor.lincomb { self.momentum, m, share, p.grad }
-    local u = muon.orthogonal(sum:reshape(rows, columns)):reshape(shape)
+    local u = orthogonal(sum:reshape(rows, columns)):reshape(shape)
     sum:free()
     local size = 0.2 * math.sqrt(math.max(rows, columns)) * s.lr
-    put(p.value, { 1 - s.lr * s.weight_decay, p.value, -size, u })
-    if self.ema then put(self.ema[name], { s.ema_decay, self.ema[name], 1 - s.ema_decay, p.value }) end
+    blend(p.value, 1 - s.lr * s.weight_decay, u, -size)
+    if self.ema then blend(self.ema[name], s.ema_decay, p.value, 1 - s.ema_decay) end
     return true
   end)
 end

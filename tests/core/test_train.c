@@ -360,6 +360,30 @@ static void losses(void) {
     DROP(x, y, w, labels);
 }
 
+static void blends(void) {
+    for (int half = 0; half < 2; half++) {
+        mel_tensor *y = random_tensor(MEL_F32, SHAPE(91, 101)),
+                   *x = random_tensor(half ? MEL_BF16 : MEL_F32, SHAPE(91, 101));
+        double *vy = values_of(y), *vx = values_of(x);
+        for (int i = 0; i < 91 * 101; i++)
+            vy[i] = 0.75 * vy[i] - 2 * vx[i];
+        CHECK_OK(mel_blend(y, 0.75, x, -2, err));
+        close_to("blend", y, vy, 1e-6, TIGHT);
+        free(vy);
+        free(vx);
+        DROP(x, y);
+        mel_tensor *square = random_tensor(half ? MEL_BF16 : MEL_F32, SHAPE(37, 37)), *out = NULL;
+        double *v = values_of(square);
+        for (int i = 0; i < 37 * 37; i++)
+            v[i] = 0.5 * v[i] + (i % 38 == 0 ? 3 : 0);
+        CHECK_OK(mel_add_diagonal(square, 0.5, 3, &out, err));
+        CHECK(mel_tensor_dtype(out) == mel_tensor_dtype(square));
+        close_to("add_diagonal", out, v, half ? 1e-2 : 1e-6, TIGHT);
+        free(v);
+        DROP(square, out);
+    }
+}
+
 // ---- what is refused -----------------------------------------------------------------------------------------------
 
 static mel_tensor *x2, *y2, *vec, *ints, *tokens, *picture, *kernel, *steady;
@@ -413,6 +437,9 @@ static void refusals(void) {
     CHECK_FAILS(mel_adamw_step(&bad, x2, x2, x2, x2, NULL, err), MEL_EINVAL, "step 0");
     CHECK_FAILS(mel_adamw_step(&fine, y2, y2, x2, x2, NULL, err), MEL_EINVAL, "the parameter is bf16");
     CHECK_FAILS(mel_adamw_step(&fine, x2, x2, tokens, x2, NULL, err), MEL_EINVAL, "m is [2, 5, 3, 8]");
+    CHECK_FAILS(mel_blend(y2, 1, x2, 1, err), MEL_EINVAL, "y is bf16");
+    CHECK_FAILS(mel_blend(x2, 1, tokens, 1, err), MEL_EINVAL, "x is [2, 5, 3, 8]");
+    CHECK_FAILS(mel_add_diagonal(x2, 1, 1, &out, err), MEL_EINVAL, "x is [40, 6]");
     CHECK(out == steady);
     mel_cancel();
     CHECK_FAILS(mel_sum_to(x2, NULL, SHAPE(6), &out, err), MEL_ECANCELED, "cancel");
@@ -488,6 +515,7 @@ int main(void) {
     RUN(attentions);
     RUN(norms);
     RUN(losses);
+    RUN(blends);
     RUN(refusals);
     RUN(allocations);
     static const mel_isa lesser[] = {MEL_ISA_AVX2, MEL_ISA_PLAIN};

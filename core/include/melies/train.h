@@ -83,5 +83,10 @@ typedef struct mel_adamw {
 // are dense f32 of one shape and are changed; grad any float. Does not look at the cancel flag: a step is whole.
 MEL_API mel_status mel_adamw_step(const mel_adamw *options, mel_tensor *param, const mel_tensor *grad, mel_tensor *m,
     mel_tensor *v, mel_tensor *ema, mel_error *err);
+// y = a y + b x in one pass: y dense writable f32, x any float of y's shape.
+MEL_API mel_status mel_blend(mel_tensor *y, double a, const mel_tensor *x, double b, mel_error *err);
+// *out = scale x + diagonal I, in x's type: x [n, n], any float.
+MEL_API mel_status mel_add_diagonal(
+    const mel_tensor *x, double scale, double diagonal, mel_tensor **out, mel_error *err);
 
 #endif
