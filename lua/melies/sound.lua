@@ -197,6 +197,7 @@ function M.analyse(path, opts)
     local mono = part.shape[2] == 1 and part or part:mean(2, true)
     fast:push(mono)
     wide:push(mono)
+    collectgarbage() -- it does not see the bytes of tensors
   end
   reader:close()
   if message then return nil, message end
