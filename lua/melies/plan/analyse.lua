@@ -222,7 +222,13 @@ function Reader:resolve(kind, info, subject)
     if kind == "thing" then return e.gender == "thing" end
     return e.gender == kind or e.gender == "human"
   end
-  -- the subject of what came before, then whom it showed, then all others from the latest
+  -- the subject of this unit, or what it names before any verb ("a star, it spins"); the subject of what came before, then
+  -- whom it showed, then all others from the latest
+  if subject and kind ~= "plural" then
+    for _, e in ipairs(#info.subjects > 0 and info.subjects or not info.verb and info.who or {}) do
+      if fits(e) then return { e } end
+    end
+  end
   for _, e in ipairs(self.previous) do
     if fits(e) then
       if e.gender == "human" and (kind == "male" or kind == "female") then e.gender = kind end
@@ -367,6 +373,19 @@ function Reader:unit(text)
       if t.l == "," or t.l == ":" or t.l == "(" then clause = true end
       joined = false
       i = i + 1
+    elseif lexicon.some_of[t.l] and following and following.l == "of" and tokens[i + 2] and tokens[i + 2].l == "them" then
+      local stem, _, at = verb_after(tokens, i + 2) -- "one of them waves"
+      for _, e in ipairs(self:resolve("plural", info, true) or {}) do
+        add(info.who, e)
+        if stem then add(info.subjects, e) end
+      end
+      if stem then
+        info.last_verb, info.subject = stem, info.subject or info.who[1] or true
+        if not info.verb or info.verb == "be" then info.verb, info.verb_at = stem, at end
+        if not lexicon.static[stem] and stem ~= "be" then info.dynamic = true end
+      end
+      clause, joined = false, false
+      i = i + 3
     elseif pronoun and pronoun ~= "self" then
       local stem, form, at = verb_after(tokens, i)
       local subject = stem ~= nil and t.l ~= "him" and t.l ~= "them" and t.l ~= "her" and form ~= "gerund"
@@ -491,7 +510,7 @@ function Reader:phrase(tokens, np, text, info, clause)
     end
     return np.last + 1
   end
-  if (before == "in" or before == "at") and np.proper and not mover and not lexicon.scenery[word] then
+  if (before == "in" or before == "at" or before == "through" or before == "across" or before == "around") and np.proper and not mover and not lexicon.scenery[word] then
     self:place(tokens, np, text, info)
     return np.last + 1
   end
@@ -508,6 +527,12 @@ function Reader:phrase(tokens, np, text, info, clause)
     return np.last + 1
   end
   local known = found_among(self.characters, word, {}, false)
+  -- "mission control, where engineers cheer"
+  local where = after and after.l == "," and tokens[np.last + 2] and tokens[np.last + 2].l == "where"
+  if where and free and not mover and not known and not lexicon.scenery[word] then
+    self:place(tokens, np, text, info)
+    return np.last + 1
+  end
   if lexicon.scenery[word] and not known then
     if free and clause and not info.subject and (stem or np.first == 1) then
       info.subject = "scenery"

@@ -16,6 +16,7 @@ M.plural_determiners = set [[two three four five six seven eight nine ten severa
   thousands these those both]]
 M.numbers = { a = 1, an = 1, one = 1, two = 2, three = 3, four = 4, five = 5, six = 6, seven = 7, eight = 8, nine = 9,
   ten = 10, twelve = 12, fifteen = 15, twenty = 20, thirty = 30, forty = 40, fifty = 50, sixty = 60, half = 0.5 }
+M.some_of = set "one two three some several all both none many few each" -- of them
 M.prepositions = set [[in on at over through across along into to down up from inside under near outside around onto
   off past toward towards above below behind beside between by with without of for against among beneath beyond like
   as during until upon within before after about amid amidst aboard atop alongside underneath via]]
@@ -152,6 +153,9 @@ local stems = set [[roll bounce spin grow shrink fall rise move float fly run wa
   stretch squeeze squash paddle drum strum conduct meditate help rescue save serve offer share wade wander weave
   zigzag patrol guard scan battle join sled toss hurl cycle hike camp pilot steer park brake accelerate descend ascend
   orbit dock rappel plunge plummet tiptoe waddle fill cover surround scurry scamper slither flutter flap pulse vibrate
+  tinkle jingle chime rattle creak clatter ripple shape mould carve polish shovel sharpen hammer saw weld sand rake mow trim
+  prune scrub mop wipe dust iron peel slice grind knead whisk fry grill roast boil serve decorate inspect examine measure weigh
+  sketch photograph record film adjust steer untangle inflate deflate scoop sprinkle sow milk shear saddle groom herd
   resemble contain belong seem rumble bow salute peer crouch squat collect]]
 -- Verbs that say how something is: a sentence of these describes, and is no shot by itself.
 M.static = set "wear carry have resemble contain belong seem face look-like feature"
@@ -209,7 +213,16 @@ function M.gender(word)
   if member(M.people, word) then return "human" end
   return "thing"
 end
-function M.place(word) return member(M.places, word) end
+-- Words made with a place: "bookshop", "courtroom", "boatyard".
+local place_ends = { "shop", "house", "room", "yard", "field", "station", "store", "port", "works", "top" }
+function M.place(word)
+  if member(M.places, word) then return true end
+  if M.mover(word) or M.scenery[word] or M.adjectives[word] then return false end
+  for _, ending in ipairs(place_ends) do
+    if #word > #ending + 2 and word:sub(-#ending) == ending and (M.places[ending] or #word > 6) then return true end
+  end
+  return false
+end
 function M.adjective(word)
   if M.adjectives[word] then return true end
   if M.mover(word) or M.place(word) then return false end
