@@ -314,8 +314,9 @@ function M.new(given)
     every = o.save_every, on_step = watch and watch.on_step or o.on_record,
     may_differ = o.schedule == "constant" and { "steps" } or nil,
     config = { rank = o.rank, alpha = o.alpha, targets = table.concat(o.targets, ","), batch = o.batch,
-      timesteps = o.timesteps, shift = o.shift, dropout = o.dropout, holdout = o.holdout, clips = clips.identity,
-      model = files and cache.identity(files) or model.name },
+      timesteps = o.timesteps, shift = o.shift, dropout = o.dropout, holdout = o.holdout,
+      clips = ("%d clips (%s)"):format(clips.count, clips.identity:sub(1, 12)),
+      model = ("%s (%s)"):format(model.name, (files and cache.identity(files) or ""):sub(1, 12)) },
     loss = function(step) return loss_of(self, step) end }
   if not run then return nil, message end
   self.training_run = run

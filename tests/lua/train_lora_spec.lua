@@ -199,7 +199,7 @@ t.test("a training that was killed goes on to the same bytes; another configurat
   t.ok(#notice < 1200, "only the first few layers are named")
   ran, notice = train(broken, { caption = "x", trigger = "in another style" })
   t.eq(ran, nil)
-  t.ok(notice:find("config.clips was", 1, true), notice)
+  t.ok(notice:find("config.clips was 4 clips (", 1, true), notice)
   ran, notice = train(broken, { rank = 4, fresh = true, steps = 4 })
   t.ok(ran, notice)
   t.eq(lora.load(broken).rank, 4)
@@ -229,6 +229,14 @@ t.test("folders that hold nothing to train on are told", function()
   local set = t.ok(clips.open(mute, options { notice = function(text) notice = text end }))
   t.eq(set.count, 1)
   t.ok(notice:find("1 clip without a caption", 1, true), notice)
+  local ingested = t.folder() .. "/clips"
+  t.ok(melies.data.ingest(mute, ingested, { width = width, height = height, frames = frames, min_motion = 0, max_motion = 1,
+    min_sharpness = 0, min_light = 0, duplicates = -1, cut = 1, uncaptioned = true }))
+  local no_set, why = clips.open(ingested, { model = model, work = t.folder() })
+  t.eq(no_set, nil)
+  t.ok(why:find("1 of 2 clips have no caption (02.mp4 at 0.0 s); --caption TEXT", 1, true), why)
+  set = t.ok(clips.open(ingested, { model = model, work = t.folder(), caption = "a thing", trigger = "in ink" }))
+  t.eq(table.concat(set.captions, "; "), "in ink, a ball; in ink, a thing")
   fails({ targets = "nothing" }, { "no linear layer is 'nothing'" })
   fails({ output = "/proc/none/x.safetensors" }, { "/proc/none" })
   -- What was ingested for another grid.
