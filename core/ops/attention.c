@@ -34,7 +34,9 @@ static int next_runs(const attention_job *j, int64_t block, int64_t *at, run *ru
     for (; j->offsets[block] + *at < j->offsets[block + 1] && column < ATTENTION_KEYS; ++*at) {
         int64_t key = (int64_t)j->blocks[j->offsets[block] + *at] * MEL_ATTENTION_BLOCK;
         int64_t n = j->lk - key < MEL_ATTENTION_BLOCK ? j->lk - key : MEL_ATTENTION_BLOCK;
-        if (count && runs[count - 1].key + runs[count - 1].count == key) {
+        // Blocks of 8-bit values have scales of their own.
+        const bool apart = j->s8_values && key % ATTENTION_KEYS == 0;
+        if (count && !apart && runs[count - 1].key + runs[count - 1].count == key) {
             runs[count - 1].count += n;
         } else {
             if (count && (j->bias || j->key_bias)) break;
@@ -56,7 +58,7 @@ static const float *bias_at(const attention_job *j, int64_t b, int64_t h, int64_
 static void scores_of(const attention_job *j, int64_t m, run r, const char *pk, const attention_room *w) {
     const char *panels = pk + r.key / j->panel_keys * j->panel_bytes;
     const int64_t columns = (r.count + j->panel_keys - 1) / j->panel_keys * j->panel_keys;
-    if (j->s8)
+    if (j->s8_scores)
         j->s8->scores(m, columns / SCORES_PANEL, j->depth, (const uint8_t *)w->q, j->depth, (const int8_t *)panels,
             w->s + r.column, ATTENTION_KEYS);
     else
@@ -64,6 +66,12 @@ static void scores_of(const attention_job *j, int64_t m, run r, const char *pk, 
 }
 
 static void add_values(const attention_job *j, int64_t m, run r, const char *pv, const attention_room *w) {
+    if (j->s8_values) {
+        j->s8->add(m, j->width / SCORES_PANEL, (r.count + 3) / 4 * 4, (const uint8_t *)w->p + r.column, ATTENTION_KEYS,
+            (const int8_t *)pv + r.key / ATTENTION_KEYS * mel_attention_values_bytes(j), ATTENTION_KEYS,
+            r.key % ATTENTION_KEYS, w->weights, w->acc, j->width);
+        return;
+    }
     const attention_kernels *k = j->kernels;
     const int64_t n = (r.count + k->pairs - 1) / k->pairs * k->pairs;
     for (int64_t c = 0; c < j->width; c += k->panel)
@@ -90,6 +98,18 @@ static void softmax_with_biases(const attention_job *j, int64_t b, int64_t h, in
     }
 }
 
+// The softmax of m rows as probabilities in 8 bits, which count from the largest score of these keys alone.
+static void softmax_s8(const attention_job *j, int64_t m, int64_t n, const attention_room *w) {
+    uint8_t *p = (uint8_t *)w->p;
+    j->s8->rows(m, n, w->s, ATTENTION_KEYS, w->scales, w->peak, w->sums, p, ATTENTION_KEYS);
+    for (int64_t i = 0; i < m; i++) {
+        if (w->peak[i] > w->top[i]) w->top[i] = w->peak[i];
+        w->weights[i] = expf(w->peak[i] - w->top[i]);
+        w->sums[i] *= w->weights[i];
+        memset(p + i * ATTENTION_KEYS + n, 0, (size_t)((n + 3) / 4 * 4 - n));
+    }
+}
+
 static void query_block(const attention_job *j, int64_t b, int64_t h, int64_t block, int64_t rows, const char *pk,
     const char *pv, const attention_room *w) {
     const int64_t d = j->q->shape[3], first = block * rows, m = j->lq - first < rows ? j->lq - first : rows;
@@ -107,12 +127,15 @@ static void query_block(const attention_job *j, int64_t b, int64_t h, int64_t bl
         for (int r = 0; r < count; r++)
             scores_of(j, m, runs[r], pk, w);
         memcpy(w->before, w->top, (size_t)m * sizeof *w->top);
-        if (j->bias || j->key_bias || j->causal || j->scale < 0)
+        if (j->s8_values)
+            softmax_s8(j, m, n, w);
+        else if (j->bias || j->key_bias || j->causal || j->scale < 0)
             softmax_with_biases(j, b, h, first, m, runs, count, w);
         else
             j->kernels->rows(m, n, w->s, ATTENTION_KEYS, w->scales, w->top, w->sums, w->p, ATTENTION_KEYS);
         for (int64_t i = 0; i < m; i++) {
-            if (n % j->kernels->pairs) memset(w->p + (i * ATTENTION_KEYS + n) * j->size, 0, (size_t)j->size);
+            if (!j->s8_values && n % j->kernels->pairs)
+                memset(w->p + (i * ATTENTION_KEYS + n) * j->size, 0, (size_t)j->size);
             if (w->top[i] > w->before[i] && w->total[i] > 0) {
                 float shrink = expf(w->before[i] - w->top[i]);
                 w->total[i] *= shrink;
@@ -155,6 +178,9 @@ static attention_room cut_room(const attention_job *j, char *p, int64_t *bytes) 
     w.before = take(&p, ATTENTION_QUERIES * 4);
     w.total = take(&p, ATTENTION_QUERIES * 4);
     w.sums = take(&p, ATTENTION_QUERIES * 4);
+    w.peak = take(&p, ATTENTION_QUERIES * 4);
+    w.weights = take(&p, ATTENTION_QUERIES * 4);
+    w.block = take(&p, j->s8_values ? ATTENTION_KEYS * j->width * 4 : 0);
     w.buffer = take(&p, (j->width + 4) * 4);
     w.rows = take(&p, 2 * (j->width + 4) * 4);
     *bytes = p - start;
@@ -164,7 +190,7 @@ static attention_room cut_room(const attention_job *j, char *p, int64_t *bytes) 
 static mel_status run_job(attention_job *j, mel_error *err) {
     const int64_t batch = j->q->shape[0], heads = j->q->shape[2], d = j->q->shape[3];
     mel_attention_sizes(j);
-    const int64_t packed_head = j->bytes_k + j->bytes_v, mean_head = j->s8 ? d : 0;
+    const int64_t packed_head = j->bytes_k + j->bytes_v, mean_head = j->s8_scores ? d : 0;
     int64_t group = PACKED_MOST / (packed_head + 1);
     if (group < 1) group = 1;
     if (group > batch * heads) group = batch * heads;
@@ -187,7 +213,7 @@ static mel_status run_job(attention_job *j, mel_error *err) {
             mine = next_room++;
             int64_t unused;
             attention_room w = cut_room(j, room + mine * each, &unused);
-            if (j->s8) {
+            if (j->s8_scores) {
 #pragma omp for schedule(dynamic)
                 for (int64_t t = 0; t < count; t++)
                     mel_attention_mean(j, (g + t) / heads, (g + t) % heads, w.buffer, means + t * d);
@@ -287,14 +313,15 @@ static mel_status check_mask(
     return MEL_OK;
 }
 
-static void choose_kernels(attention_job *j, bool half, bool s8_scores) {
+static void choose_kernels(attention_job *j, bool half) {
     const mel_isa isa = mel_cpu_isa();
     j->kernels = mel_product_kernels(half ? MEL_BF16 : MEL_F32);
     j->operand = j->kernels->pairs == 2 ? MEL_BF16 : MEL_F32;
     j->size = mel_dtype_size(j->operand);
-    if (!s8_scores) return;
     const bool vnni = isa == MEL_ISA_AVX512_BF16; // every processor with the one has the other
-    j->s8 = vnni ? &scores_s8_kernels_avx512 : isa >= MEL_ISA_AVX2 ? &scores_s8_kernels_avx2 : &scores_s8_kernels_ref;
+    j->s8 = vnni                  ? &attention_s8_kernels_avx512
+            : isa >= MEL_ISA_AVX2 ? &attention_s8_kernels_avx2
+                                  : &attention_s8_kernels_ref;
     j->quantizer = vnni ? &gemm_s8_kernels_avx512 : &gemm_s8_kernels_ref;
 }
 
@@ -310,6 +337,12 @@ mel_status mel_attention_with(const mel_tensor *q, const mel_tensor *k, const me
     if (!s && o->s8_scores && q->shape[3] > S8_WIDEST)
         s = mel_fail(err, MEL_EINVAL, "attention: heads of %lld are too wide for scores in 8 bits, at most %d",
             (long long)q->shape[3], S8_WIDEST);
+    if (!s && o->s8_values && (o->bias || o->key_bias || o->causal || o->scale < 0))
+        s = mel_fail(err, MEL_EINVAL, "attention: values in 8 bits go with no %s",
+            o->bias       ? "bias"
+            : o->key_bias ? "key_bias"
+            : o->causal   ? "causal mask"
+                          : "scale below 0");
     if (s) return s;
     enum {
         Q,
@@ -343,6 +376,8 @@ mel_status mel_attention_with(const mel_tensor *q, const mel_tensor *k, const me
             .out = y,
             .scale = (float)o->scale,
             .causal = o->causal,
+            .s8_scores = o->s8_scores,
+            .s8_values = o->s8_values,
             .lq = lq,
             .lk = lk};
         if (o->offsets) {
@@ -353,7 +388,7 @@ mel_status mel_attention_with(const mel_tensor *q, const mel_tensor *k, const me
             j.key_bias = (const float *)(const void *)mine[KEY_BIAS]->data;
             j.key_bias_step = o->key_bias->ndim == 2 && o->key_bias->shape[0] > 1 ? lk : 0;
         }
-        choose_kernels(&j, q->dtype == MEL_BF16 && k->dtype == MEL_BF16 && v->dtype == MEL_BF16, o->s8_scores);
+        choose_kernels(&j, q->dtype == MEL_BF16 && k->dtype == MEL_BF16 && v->dtype == MEL_BF16);
         s = lk > 0 ? run_job(&j, err) : mel_tensor_fill(y, 0, err);
     }
     for (int i = 0; i < GIVEN; i++)

@@ -9,16 +9,21 @@ static int64_t round_up(int64_t n, int64_t to) {
     return (n + to - 1) / to * to;
 }
 
+int64_t mel_attention_values_bytes(const attention_job *j) {
+    return j->width / SCORES_PANEL * (VALUES_HEAD + SCORES_PANEL * ATTENTION_KEYS);
+}
+
 void mel_attention_sizes(attention_job *j) {
     const attention_kernels *k = j->kernels;
     const int64_t d = j->q->shape[3];
     j->keys = round_up(j->lk, MEL_ATTENTION_BLOCK);
-    j->depth = round_up(d, j->s8 ? 4 : k->pairs);
-    j->width = round_up(d, k->panel);
-    j->panel_keys = j->s8 ? SCORES_PANEL : k->panel;
-    j->panel_bytes = j->s8 ? SCORES_HEAD + SCORES_PANEL * j->depth : j->panel_keys * j->depth * j->size;
+    j->depth = round_up(d, j->s8_scores ? 4 : k->pairs);
+    j->width = round_up(d, j->s8_values ? SCORES_PANEL : k->panel);
+    j->panel_keys = j->s8_scores ? SCORES_PANEL : k->panel;
+    j->panel_bytes = j->s8_scores ? SCORES_HEAD + SCORES_PANEL * j->depth : j->panel_keys * j->depth * j->size;
     j->bytes_k = round_up(j->keys / j->panel_keys * j->panel_bytes, 64);
     j->bytes_v = round_up(j->keys * j->width * j->size, 64);
+    if (j->s8_values) j->bytes_v = round_up(j->keys, ATTENTION_KEYS) / ATTENTION_KEYS * mel_attention_values_bytes(j);
 }
 
 // One token of a head. Heads lie side by side in a token, so that the next one is too far away for the processor to see
@@ -94,7 +99,7 @@ void mel_attention_pack_keys(const attention_job *j, int64_t b, int64_t h, int64
     const float *mean, char *pk, const attention_room *w) {
     const int64_t panel = j->panel_keys, d = j->k->shape[3];
     memset(pk + first / panel * j->panel_bytes, 0, (size_t)((count + panel - 1) / panel * j->panel_bytes));
-    if (j->s8) {
+    if (j->s8_scores) {
         quantized_keys(j, b, h, first, count, mean, pk, w);
         return;
     }
@@ -105,10 +110,51 @@ void mel_attention_pack_keys(const attention_job *j, int64_t b, int64_t h, int64
     }
 }
 
+// A whole block of keys, those that are missing as zeros. Adding 1.5 * 2^23 rounds a small float to an integer that
+// stands in its last bits.
+static void quantized_values(
+    const attention_job *j, int64_t b, int64_t h, int64_t first, int64_t count, char *pv, const attention_room *w) {
+    const int64_t d = j->v->shape[3], width = j->width;
+    memset(w->block, 0, (size_t)(ATTENTION_KEYS * width) * sizeof *w->block);
+    for (int64_t i = 0; i < count; i++)
+        mel_rows()->load((int)j->v->dtype, at(j->v, b, first + i, h), w->block + i * width, d);
+    for (int64_t p = 0; p < width / SCORES_PANEL; p++) {
+        char *panel = pv + first / ATTENTION_KEYS * mel_attention_values_bytes(j) +
+                      p * (VALUES_HEAD + SCORES_PANEL * ATTENTION_KEYS);
+        const float *x = w->block + p * SCORES_PANEL;
+        float *scales = (float *)(void *)panel, by[SCORES_PANEL], top[SCORES_PANEL] = {0};
+        for (int64_t i = 0; i < count; i++)
+            for (int64_t c = 0; c < SCORES_PANEL; c++) {
+                float v = x[i * width + c] < 0 ? -x[i * width + c] : x[i * width + c];
+                top[c] = v > top[c] ? v : top[c];
+            }
+        for (int64_t c = 0; c < SCORES_PANEL; c++) {
+            scales[c] = top[c] > 0 ? top[c] / 127.0f : 1.0f;
+            by[c] = 1.0f / scales[c];
+        }
+        uint32_t *to = (uint32_t *)(void *)(panel + VALUES_HEAD);
+        for (int64_t i = 0; i < ATTENTION_KEYS; i += 4)
+            for (int64_t c = 0; c < SCORES_PANEL; c++) {
+                uint32_t four = 0;
+                for (int r = 0; r < 4; r++) {
+                    float v = x[(i + r) * width + c] * by[c] + 12582912.0f;
+                    uint32_t bits;
+                    memcpy(&bits, &v, 4);
+                    four |= (bits & 255) << 8 * r;
+                }
+                to[i / 4 * SCORES_PANEL + c] = four;
+            }
+    }
+}
+
 void mel_attention_pack_values(
     const attention_job *j, int64_t b, int64_t h, int64_t first, int64_t count, char *pv, const attention_room *w) {
     const int64_t panel = j->kernels->panel, pairs = j->kernels->pairs, d = j->v->shape[3];
     const int64_t row = j->width * j->size;
+    if (j->s8_values) {
+        quantized_values(j, b, h, first, count, pv, w);
+        return;
+    }
     memset(w->rows, 0, (size_t)(2 * row));
     for (int64_t i = 0; i < count; i += pairs) {
         for (int64_t r = 0; r < pairs; r++)
@@ -134,7 +180,7 @@ void mel_attention_load_queries(
     const int64_t d = j->q->shape[3];
     for (int64_t i = 0; i < count; i++) {
         const char *from = at(j->q, b, first + i, h);
-        if (j->s8) {
+        if (j->s8_scores) {
             w->scales[i] = j->scale * quantize(j, j->q, from, NULL, w->buffer, w->q + i * j->depth);
             continue;
         }

@@ -217,7 +217,7 @@ function M.generation(own)
     image_encoder = { "model", help = "file or folder of the image encoder, in place of the model's" },
     tokenizer = { "file", help = "spiece.model or tokenizer.json, in place of the model's" },
     quantization = { "file", help = "a calibration of melies run quantize, for --compute s8" },
-    attention = { "text", help = "s8, tiles:3x3x3 or radial:0.5: self-attention in 8 bits, or of what is near" },
+    attention = { "text", help = "s8, s8-values, tiles:3x3x3 or radial:0.5: self-attention in 8 bits, or of what is near" },
     few_steps = { "boolean", default = false, help = "the model's few-step variant, where it has one" },
     prompt = { "text", required = true, unless = "latents", help = "what the film shows" },
     negative = { "text", default = "", help = "what it should not show" },

@@ -2,6 +2,7 @@
 -- which a model is told of them.
 --
 --   "s8"                    scores in 8 bits
+--   "s8-values"             scores and the product with the values in 8 bits
 --   "tiles:3x3x3"           sliding tiles (Zhang et al. 2025, STA): a tile sees a window of 3x3x3 tiles around it,
 --                           in time, rows and columns; at a border the window is moved inwards, never cut
 --   "radial:0.5"            radial (Li et al. 2025): what a tile sees is narrower the farther it is in time: in frames
@@ -31,8 +32,8 @@ local function triple(text, what)
   return out
 end
 
--- sparse.parse(text) -> { scores = "s8" or nil, mask = { kind=, tile=, window= or reach= } or nil }. Raises one line
--- without a position. A table is given back as it is.
+-- sparse.parse(text) -> { scores = "s8" or nil, values = "s8" or nil, mask = { kind=, tile=, window= or reach= } or nil }.
+-- Raises one line without a position. A table is given back as it is.
 function sparse.parse(text)
   if type(text) == "table" then return text end
   if type(text) ~= "string" then fail("a text is wanted, not a %s", type(text)) end
@@ -41,6 +42,8 @@ function sparse.parse(text)
     local kind, rest = word:match "^(%a+):(.+)$"
     if word == "s8" then
       out.scores = "s8"
+    elseif word == "s8-values" then
+      out.scores, out.values = "s8", "s8"
     elseif kinds[kind] then
       if out.mask then fail("'%s' has two masks", text) end
       local value, tile = rest:match "^(.-)@(.*)$"
@@ -56,8 +59,8 @@ function sparse.parse(text)
       end
       out.mask = mask
     else
-      fail("'%s' is not known%s; there are s8, tiles:TxHxW and radial:REACH", word, lib.suggest(kind or word, { "s8",
-        "tiles", "radial" }))
+      fail("'%s' is not known%s; there are s8, s8-values, tiles:TxHxW and radial:REACH", word, lib.suggest(kind or word, { "s8",
+        "s8-values", "tiles", "radial" }))
     end
   end
   return out

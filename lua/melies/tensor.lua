@@ -580,18 +580,20 @@ function Tensor:rope(cos, sin, o)
   return result(make.mel_rope(need(self, "rope"), need(cos, "rope"), need(sin, "rope"), o.interleaved ~= false,
     dtype_code(o.dtype), box, err), box)
 end
--- attention(q, k, v, {scale = 1/sqrt(D), bias=, key_bias=, causal=, dtype=, scores=, mask=}): [B, L, H, D] each.
--- scores = "s8": q and k in 8 bits. mask: the keys that each block of queries sees (melies.sparse_attention).
+-- attention(q, k, v, {scale = 1/sqrt(D), bias=, key_bias=, causal=, dtype=, scores=, values=, mask=}): [B, L, H, D]
+-- each. scores = "s8": q and k in 8 bits; values = "s8": v and the softmax too, without biases and causal. mask: the keys
+-- that each block of queries sees (melies.sparse_attention).
 local attention_options = { scale = true, bias = true, key_bias = true, causal = true, dtype = true, scores = true,
-  mask = true }
+  values = true, mask = true }
 local attention_box = ffi.typeof "mel_attention_options"
 function tensor.attention(q, k, v, o)
   o = o or {}
   lib.check_options("attention", o, attention_options)
   local hq = need(q, "attention")
-  if o.scores ~= nil and o.scores ~= "s8" then
-    error(("attention: scores is '%s'; there is only 's8', and nothing for those of the operands"):format(
-      tostring(o.scores)), 2)
+  local bad = o.scores ~= nil and o.scores ~= "s8" and "scores" or o.values ~= nil and o.values ~= "s8" and "values"
+  if bad then
+    error(("attention: %s is '%s'; there is only 's8', and nothing for those of the operands"):format(bad,
+      tostring(o[bad])), 2)
   end
   local mask = o.mask
   if mask ~= nil and (type(mask) ~= "table" or not mask.offsets or not mask.blocks) then
@@ -600,6 +602,7 @@ function tensor.attention(q, k, v, o)
   local box, given = box_type(), attention_box()
   given.scale, given.causal, given.s8_scores = o.scale or 1 / math.sqrt(q.shape[q.ndim]), o.causal or false,
     o.scores == "s8"
+  given.s8_values = o.values == "s8"
   given.bias, given.key_bias, given.dtype = opt(o, "bias", "attention"), opt(o, "key_bias", "attention"),
     dtype_code(o.dtype)
   if mask then

@@ -62,7 +62,7 @@ local function attention_ways(q, k, v, options, reference)
       flop = 4 * length * length * q.shape[3] * q.shape[4] * (way.density or 1),
       run = function() T.attention(hq, hk, hv, o):free() end,
       error = function()
-        local out = T.attention(hq, hk, hv, { dtype = "f32", scores = o.scores, mask = o.mask })
+        local out = T.attention(hq, hk, hv, { dtype = "f32", scores = o.scores, values = o.values, mask = o.mask })
         return relative(way.take(out), reference)
       end }
   end
@@ -76,7 +76,8 @@ local function plain(length)
   local function take(x) return x:slice(2, 1, some) end
   print(("%d tokens, 12 heads of 128, %d threads, %d rounds; error against f32"):format(length, melies.threads(), rounds))
   table_of(attention_ways(q, k, v, { { name = "bf16", options = {}, take = take },
-    { name = "8-bit scores", options = { scores = "s8" }, take = take } }, T.attention(take(q), k, v)))
+    { name = "8-bit scores", options = { scores = "s8" }, take = take },
+    { name = "8-bit scores and values", options = { scores = "s8", values = "s8" }, take = take } }, T.attention(take(q), k, v)))
 end
 
 -- Sums of noise along time, rows and columns: tokens near each other are alike. Standard normal at each token.
@@ -121,7 +122,7 @@ end
 
 local function velocities()
   local ways, reference = {}, nil
-  for _, text in ipairs { "", "s8", "tiles:5x5x5", "tiles:3x3x3", "tiles:3x3x3,s8", "radial:1", "radial:0.5",
+  for _, text in ipairs { "", "s8", "s8-values", "tiles:5x5x5", "tiles:3x3x3", "tiles:3x3x3,s8-values", "radial:1", "radial:0.5",
     "radial:0.2" } do
     local model = assert(melies.pipeline.load(model_name, text ~= "" and { attention = text } or nil))
     local shape = model:latent_shape { frames = 33, width = 384, height = 384 }

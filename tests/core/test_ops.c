@@ -442,7 +442,8 @@ static void threads_agree(void) {
         CHECK_OK(mel_group_norm(x, 4, NULL, NULL, 1e-5, MEL_ACT_NONE, MEL_SAME, &y[5], err));
         CHECK_OK(mel_resize(x, 1, 333, MEL_BILINEAR, true, &y[6], err));
         CHECK_OK(mel_linear_run(layer, x, MEL_ACT_NONE, MEL_SAME, &y[7], err));
-        CHECK_OK(mel_attention_with(x, x, x, &(mel_attention_options){.scale = 0.2, .s8_scores = true}, &y[8], err));
+        CHECK_OK(mel_attention_with(
+            x, x, x, &(mel_attention_options){.scale = 0.2, .s8_scores = true, .s8_values = true}, &y[8], err));
         for (int i = 0; i < 9; i++) {
             if (first[i]) {
                 CHECK(

@@ -179,6 +179,10 @@ static void attention_masks(void) {
     REFUSES(mel_attention_with(wide, wide, wide, &(mel_attention_options){.scale = 1, .s8_scores = true}, &out, err),
         "heads of 65537 are too wide");
     DROP(wide);
+    o = (mel_attention_options){.scale = 1, .s8_values = true, .causal = true};
+    REFUSES(mel_attention_with(t, t, t, &o, &out, err), "values in 8 bits go with no causal mask");
+    o.causal = false, o.key_bias = vec;
+    REFUSES(mel_attention_with(half_tokens, t, t, &o, &out, err), "key_bias");
 }
 
 static void layers(void) {
@@ -249,8 +253,9 @@ CALL(call_attention, mel_attention(tokens, tokens, tokens, 1, NULL, NULL, true, 
 CALL(call_attention_bf16, mel_attention(half_tokens, half_tokens, half_tokens, 1, NULL, NULL, false, MEL_F32, out, err))
 CALL(call_attention_s8,
     mel_attention_with(tokens, tokens, tokens,
-        &(mel_attention_options){.scale = 1, .s8_scores = true, .offsets = mask_offsets, .blocks = mask_blocks}, out,
-        err))
+        &(mel_attention_options){
+            .scale = 1, .s8_scores = true, .s8_values = true, .offsets = mask_offsets, .blocks = mask_blocks},
+        out, err))
 CALL(call_matmul, mel_matmul(x, w, true, 0.5, MEL_BF16, out, err))
 CALL(call_matmul_batched, mel_matmul(tokens, half_tokens, true, 1, MEL_F16, out, err))
 

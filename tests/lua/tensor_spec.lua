@@ -221,6 +221,9 @@ t.test("attention with scores in 8 bits", function()
   t.ok(off(T.attention(q:to "bf16", k:to "bf16", v:to "bf16", { scale = 0.3, scores = "s8", dtype = "f32" })) < 0.02, "bf16")
   -- what all keys share changes no softmax and costs no accuracy
   t.ok(off(T.attention(q, k + T.noise({ 1, 1, 3, 24 }, { seed = 4 }) * 20, v, { scale = 0.3, scores = "s8" })) < 0.02, "shift")
+  t.ok(off(T.attention(q, k, v, { scale = 0.3, scores = "s8", values = "s8" })) < 0.03, "values")
+  t.raises(function() T.attention(q, k, v, { values = "s8", causal = true }) end, "values in 8 bits go with no causal mask")
+  t.raises(function() T.attention(q, k, v, { values = 8 }) end, "attention: values is '8'")
   t.raises(function() T.attention(q, k, v, { scores = "s4" }) end, "attention: scores is 's4'; there is only 's8'")
   t.raises(function() T.attention(q, k, v, { score = "s8" }) end, "did you mean 'scores'")
   t.raises(function() T.attention(q, k, v, { mask = {} }) end, "attention: the mask is no mask")
@@ -360,6 +363,7 @@ t.test("the same bits for one thread and for two", function()
       nn.linear(w, b, { compute = "s8" })(x),
       nn.conv(conv, nil, { causal = true, pad = 1 })(clip),
       T.attention(qkv, qkv, qkv), T.attention(qkv, qkv, qkv, { scores = "s8" }),
+      T.attention(qkv, qkv, qkv, { scores = "s8", values = "s8" }),
       T.attention(qkv:to "bf16", qkv:to "bf16", qkv:to "bf16"), x:layer_norm(), x:mean(2),
       (x * 2 + 1):gelu(), x:resize(2, 333, "bicubic"), x:matmul(x, { transpose = true }),
       T.of { x:sum(), x:std(), x:dot(x) }, T.noise({ 100, 1000 }, { seed = 9 }) }

@@ -132,6 +132,7 @@ typedef struct mel_attention_options {
     bool causal;
     mel_dtype dtype;
     bool s8_scores; // q k^T in 8 bits: keys less their mean over the tokens, a scale a token and head
+    bool s8_values; // the product with v in 8 bits: a scale a channel of 256 keys; not with biases or causal
     // A mask by blocks, both NULL or none: queries of block i see keys of blocks[offsets[i]] .. blocks[offsets[i + 1] -
     // 1], ascending. s32 [query blocks + 1] from 0 to n, s32 [n]. Keys that no query sees cost no arithmetic.
     const mel_tensor *offsets, *blocks;

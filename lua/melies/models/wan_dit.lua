@@ -261,7 +261,7 @@ function Net:self_attention(block, x, cos, sin, keep, mask)
   local k = self:heads(block.self_k(x):rms_norm(norm)):rope(cos, sin, { interleaved = true })
   local v = self:heads(block.self_v(x))
   if keep then k, v = keep(k, v) end
-  local y = T.attention(q, k, v, { scale = self.scale, scores = self.scores, mask = mask })
+  local y = T.attention(q, k, v, { scale = self.scale, scores = self.scores, values = self.values, mask = mask })
   return block.self_o(y:reshape(x.shape[1], x.shape[2], self.dim), { dtype = "f32" })
 end
 
@@ -492,7 +492,8 @@ local function load(weights, config, options)
     text_dim = agree({ "text_dim" }, r:shape("text_embedding.0.weight")[2], "text_embedding.0.weight"),
     freq_dim = agree({ "freq_dim" }, r:shape("time_embedding.0.weight")[2], "time_embedding.0.weight"),
     text_len = config.text_len or 512, eps = config.eps or 1e-6,
-    blocks = {}, ropes = {}, rope_count = 0, masks = {}, scores = attention.scores, mask_spec = attention.mask,
+    blocks = {}, ropes = {}, rope_count = 0, masks = {}, scores = attention.scores,
+    values = attention.values, mask_spec = attention.mask,
   }, Net)
   if type(config.patch) == "table" then
     for i = 1, 3 do
