@@ -18,6 +18,8 @@ typedef struct gemm_s8_kernels {
     // y[i] = (c[i] - 128 * sums[i]) * row_scale * scales[i] + bias[i]; bias may be NULL.
     void (*finish)(const int32_t *c, int64_t n, const int32_t *sums, float row_scale, const float *scales,
         const float *bias, float *y);
+    // x, in blocks of `block` values (a power of two from 16 on that divides n), times a Hadamard matrix / sqrt(block).
+    void (*rotate)(float *x, int64_t n, int64_t block);
 } gemm_s8_kernels;
 
 extern const gemm_s8_kernels gemm_s8_kernels_ref, gemm_s8_kernels_avx512;

@@ -1,6 +1,7 @@
 #include "gemm_s8.h"
 
 #include <immintrin.h>
+#include <math.h>
 
 typedef int32_t __attribute__((aligned(1), may_alias)) four_bytes;
 
@@ -90,4 +91,33 @@ static void finish(const int32_t *c, int64_t n, const int32_t *sums, float row_s
     }
 }
 
-const gemm_s8_kernels gemm_s8_kernels_avx512 = {product, quantize, finish};
+// One stage within 16 values: where the bit of `minus` is set, other - x, else other + x.
+static inline __m512 stage(__m512 x, __m512 other, __mmask16 minus) {
+    return _mm512_mask_sub_ps(_mm512_add_ps(other, x), minus, other, x);
+}
+
+static void rotate(float *x, int64_t n, int64_t block) {
+    const __m512 by = _mm512_set1_ps(1.0f / sqrtf((float)block));
+    for (int64_t i = 0; i < n; i += 16) {
+        __m512 v = _mm512_loadu_ps(x + i);
+        v = stage(v, _mm512_permute_ps(v, 0xb1), 0xaaaa);
+        v = stage(v, _mm512_permute_ps(v, 0x4e), 0xcccc);
+        v = stage(v, _mm512_shuffle_f32x4(v, v, 0xb1), 0xf0f0);
+        v = stage(v, _mm512_shuffle_f32x4(v, v, 0x4e), 0xff00);
+        _mm512_storeu_ps(x + i, block == 16 ? _mm512_mul_ps(v, by) : v);
+    }
+    for (int64_t h = 16; h < block; h *= 2)
+        for (int64_t at = 0; at < n; at += 2 * h)
+            for (int64_t i = at; i < at + h; i += 16) {
+                __m512 a = _mm512_loadu_ps(x + i), b = _mm512_loadu_ps(x + i + h);
+                __m512 sum = _mm512_add_ps(a, b), less = _mm512_sub_ps(a, b);
+                if (2 * h == block) {
+                    sum = _mm512_mul_ps(sum, by);
+                    less = _mm512_mul_ps(less, by);
+                }
+                _mm512_storeu_ps(x + i, sum);
+                _mm512_storeu_ps(x + i + h, less);
+            }
+}
+
+const gemm_s8_kernels gemm_s8_kernels_avx512 = {product, quantize, finish, rotate};

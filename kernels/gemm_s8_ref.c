@@ -33,4 +33,17 @@ static void finish(const int32_t *c, int64_t n, const int32_t *sums, float row_s
         y[i] = (float)(c[i] - 128 * sums[i]) * (row_scale * scales[i]) + (bias ? bias[i] : 0.0f);
 }
 
-const gemm_s8_kernels gemm_s8_kernels_ref = {product, quantize, finish};
+static void rotate(float *x, int64_t n, int64_t block) {
+    const float by = 1.0f / sqrtf((float)block);
+    for (int64_t h = 1; h < block; h *= 2)
+        for (int64_t i = 0; i < n; i++) {
+            if (i & h) continue;
+            float a = x[i], b = x[i + h];
+            x[i] = a + b;
+            x[i + h] = a - b;
+        }
+    for (int64_t i = 0; i < n; i++)
+        x[i] *= by;
+}
+
+const gemm_s8_kernels gemm_s8_kernels_ref = {product, quantize, finish, rotate};

@@ -1,6 +1,6 @@
 -- melies-api: 1
--- Finds how a model is best computed in 8 bits: a few films show what its matrices see; columns are smoothed where that
--- helps, and matrices that lose too much stay in bf16. The file serves --compute s8 --quantization FILE.
+-- Finds how a model is best computed in 8 bits: a few films show what its matrices see; columns are smoothed and rotated
+-- where that helps, and matrices that lose too much stay in bf16. The file serves --compute s8 --quantization FILE.
 local melies = require "melies"
 
 local prompts = {
@@ -22,6 +22,7 @@ return {
     width = { "integer", from_model = true, min = 8, max = 8192, help = "pixels" },
     height = { "integer", from_model = true, min = 8, max = 8192, help = "pixels" },
     threshold = { "number", default = 0.03, min = 0, max = 1, help = "relative error above which a matrix stays in bf16" },
+    rotate = { "boolean", default = true, help = "rotations are tried as well as smoothing" },
   },
   run = function(p, job)
     if melies.compute() == "s8" then melies.set_compute "bf16" end
@@ -35,21 +36,22 @@ return {
     end
     local stage
     local result = job:check(melies.quantize.calibrate(model, list, { steps = p.steps, frames = p.frames, width = p.width,
-      height = p.height, threshold = p.threshold, on_step = function(i, n)
+      height = p.height, threshold = p.threshold, rotate = p.rotate, on_step = function(i, n)
         job:check_cancel()
         stage = stage or job:progress("calibrating", n)
         stage:step(i)
       end }))
-    local plain, smoothed, kept = 0, 0, 0
-    print(("%-34s %10s %10s %6s"):format("matrix", "8 bits", "smoothed", "alpha"))
+    local plain, smoothed, best, kept, n = 0, 0, 0, 0, #result.layers
+    print(("%-34s %10s %10s %10s %6s %6s"):format("matrix", "8 bits", "smoothed", "rotated", "alpha", "block"))
     for _, row in ipairs(result.layers) do
-      plain, smoothed = plain + row.plain / #result.layers, smoothed + row.smoothed / #result.layers
+      plain, smoothed, best = plain + row.plain / n, smoothed + row.smoothed / n, best + row.best / n
       kept = kept + (row.kept and 1 or 0)
-      print(("%-34s %9.2f%% %9.2f%% %6s%s"):format(row.name, row.plain * 100, row.smoothed * 100,
-        row.alpha and tostring(row.alpha) or "-", row.kept and "  stays in bf16" or ""))
+      print(("%-34s %9.2f%% %9.2f%% %10s %6s %6s%s"):format(row.name, row.plain * 100, row.smoothed * 100,
+        row.rotated and ("%.2f%%"):format(row.rotated * 100) or "-", row.alpha and tostring(row.alpha) or "-",
+        row.block and tostring(row.block) or "-", row.kept and "  stays in bf16" or ""))
     end
-    print(("mean of %d matrices: %.2f%% plain, %.2f%% smoothed; %d stay in bf16"):format(#result.layers, plain * 100,
-      smoothed * 100, kept))
+    print(("mean of %d matrices: %.2f%% plain, %.2f%% smoothed, %.2f%% with the best of each; %d stay in bf16"):format(n,
+      plain * 100, smoothed * 100, best * 100, kept))
     job:check(melies.quantize.write(p.file, result, { model = model.name, threshold = p.threshold, steps = p.steps }))
     return result
   end,

@@ -192,7 +192,7 @@ mel_status mel_linear_create_from(
     mel_linear *layer = NULL;
     mel_status s = new_layer(source->rows, source->columns, bias, compute, &layer, err);
     if (!s && layer->compute == MEL_S8)
-        s = mel_s8_create(source, NULL, &layer->s8, err);
+        s = mel_s8_create(source, NULL, 0, &layer->s8, err);
     else if (!s)
         s = pack(layer, source, &layer->packed, &layer->desc, err);
     if (s)
@@ -202,13 +202,14 @@ mel_status mel_linear_create_from(
     return s;
 }
 
-mel_status mel_linear_create_smooth(
-    mel_source *source, const mel_tensor *bias, const mel_tensor *smooth, mel_linear **out, mel_error *err) {
+mel_status mel_linear_create_s8(mel_source *source, const mel_tensor *bias, const mel_tensor *smooth, int64_t rotate,
+    mel_linear **out, mel_error *err) {
     mel_linear *layer = NULL;
     mel_tensor *vector = NULL;
     mel_status s = new_layer(source->rows, source->columns, bias, MEL_S8, &layer, err);
     if (!s) s = mel_vector(smooth, layer->k, "linear", "smooth", &vector, err);
-    if (!s) s = mel_s8_create(source, vector ? (const float *)(const void *)vector->data : NULL, &layer->s8, err);
+    if (!s)
+        s = mel_s8_create(source, vector ? (const float *)(const void *)vector->data : NULL, rotate, &layer->s8, err);
     mel_tensor_unref(vector);
     if (s)
         mel_linear_free(layer);
@@ -236,7 +237,7 @@ int64_t mel_linear_bytes(const mel_linear *layer) {
 // ---- packed layers in files --------------------------------------------------------------------------
 
 static int64_t packed_bytes(const mel_linear *layer) {
-    if (layer->s8) return mel_s8_packed_bytes(layer->n, layer->k, mel_s8_smooth(layer->s8));
+    if (layer->s8) return mel_s8_packed_bytes(layer->n, layer->k, mel_s8_form(layer->s8));
     return layer->packed ? (int64_t)dnnl_memory_desc_get_size(&layer->desc) : 0;
 }
 
@@ -253,7 +254,7 @@ mel_status mel_linear_packed(const mel_linear *layer, mel_tensor **out, mel_erro
     packed_header *h = (packed_header *)(void *)(*out)->data;
     *h = (packed_header){.bytes = bytes, .n = layer->n, .k = layer->k, .compute = layer->compute};
     if (layer->s8) {
-        h->flags = mel_s8_smooth(layer->s8);
+        h->flags = mel_s8_form(layer->s8);
         h->layout = mel_s8_layout(layer->n, layer->k);
         mel_s8_store(layer->s8, (char *)(h + 1));
     } else {
@@ -276,19 +277,19 @@ mel_status mel_linear_create_packed(int64_t n, int64_t k, mel_tensor *packed, co
     s = mel_packed_check(packed, &h, err);
     if (!s && layer->compute == MEL_S8) {
         layout = mel_s8_layout(n, k);
-        bytes = mel_s8_packed_bytes(n, k, h->flags == 1);
+        bytes = mel_s8_packed_bytes(n, k, h->flags);
     } else if (!s) {
         s = linear_op(layer, PACK_ROWS, MEL_ACT_NONE, layer->compute, NULL, &probe, err);
         if (!s) layout = door_layout(&probe.weights_desc);
         if (!s) bytes = (int64_t)dnnl_memory_desc_get_size(&probe.weights_desc);
     }
     bool same = !s && h->layout == layout && h->bytes == bytes && h->n == n && h->k == k &&
-                h->compute == (int64_t)layer->compute && h->flags == (layer->compute == MEL_S8 && h->flags == 1);
+                h->compute == (int64_t)layer->compute && (h->flags == 0 || layer->compute == MEL_S8);
     if (!s && !same)
         s = mel_fail(err, MEL_EFORMAT, "linear: the packed layer is [%lld, %lld] in another layout", (long long)h->n,
             (long long)h->k);
     if (!s && layer->compute == MEL_S8) {
-        s = mel_s8_map(n, k, h->flags == 1, (const char *)(h + 1), &layer->s8, err);
+        s = mel_s8_map(n, k, h->flags, (const char *)(h + 1), &layer->s8, err);
     } else if (!s) {
         layer->packed = (void *)(h + 1);
         layer->desc = probe.weights_desc;

@@ -17,10 +17,11 @@ enum {
 struct linear_s8 {
     int64_t n, k, n_padded, k_padded;
     int8_t *panels;
-    float *scales; // [n_padded]
-    float *divide; // [k]: 1 / smooth, or NULL
-    int32_t *sums; // [n_padded]: of the quantised weights of an output channel
-    bool mapped;   // all of them lie in somebody else's memory
+    float *scales;  // [n_padded]
+    float *divide;  // [k]: 1 / smooth, with the signs of the rotation, or NULL
+    int64_t rotate; // block of the rotation, or 0
+    int32_t *sums;  // [n_padded]: of the quantised weights of an output channel
+    bool mapped;    // all of them lie in somebody else's memory
 };
 
 static int64_t round_up(int64_t n, int64_t to) {
@@ -59,29 +60,29 @@ static linear_s8 *empty_layer(int64_t n, int64_t k, mel_error *err) {
 // ---- in files: panels, scales, sums, divide, each from a multiple of 64 bytes on -------------------
 
 enum {
-    S8_LAYOUT = 1 // raised by every change of what is stored
+    S8_LAYOUT = 2 // raised by every change of what is stored
 };
 
 typedef struct parts {
     int64_t scales, sums, divide, end;
 } parts;
 
-static parts parts_of(int64_t n, int64_t k, bool smooth) {
+static parts parts_of(int64_t n, int64_t k, int64_t form) {
     const int64_t channels = round_up(n, S8_PANEL);
     parts p;
     p.scales = round_up(channels * round_up(k, 4), 64);
     p.sums = p.scales + channels * 4;
     p.divide = p.sums + channels * 4;
-    p.end = p.divide + (smooth ? round_up(k * 4, 64) : 0);
+    p.end = p.divide + (form & 1 ? round_up(k * 4, 64) : 0);
     return p;
 }
 
-int64_t mel_s8_packed_bytes(int64_t n, int64_t k, bool smooth) {
-    return parts_of(n, k, smooth).end;
+int64_t mel_s8_packed_bytes(int64_t n, int64_t k, int64_t form) {
+    return parts_of(n, k, form).end;
 }
 
-bool mel_s8_smooth(const linear_s8 *layer) {
-    return layer->divide != NULL;
+int64_t mel_s8_form(const linear_s8 *layer) {
+    return (layer->divide != NULL) + 2 * layer->rotate;
 }
 
 uint64_t mel_s8_layout(int64_t n, int64_t k) {
@@ -90,7 +91,7 @@ uint64_t mel_s8_layout(int64_t n, int64_t k) {
 }
 
 void mel_s8_store(const linear_s8 *l, char *to) {
-    const parts p = parts_of(l->n, l->k, l->divide != NULL);
+    const parts p = parts_of(l->n, l->k, mel_s8_form(l));
     memset(to, 0, (size_t)p.end);
     memcpy(to, l->panels, (size_t)(l->n_padded * l->k_padded));
     memcpy(to + p.scales, l->scales, (size_t)l->n_padded * 4);
@@ -98,8 +99,16 @@ void mel_s8_store(const linear_s8 *l, char *to) {
     if (l->divide) memcpy(to + p.divide, l->divide, (size_t)l->k * 4);
 }
 
-mel_status mel_s8_map(int64_t n, int64_t k, bool smooth, const char *from, linear_s8 **out, mel_error *err) {
-    const parts p = parts_of(n, k, smooth);
+// A power of two from 16 on that divides k.
+static bool can_rotate(int64_t block, int64_t k) {
+    return block >= 16 && (block & (block - 1)) == 0 && k % block == 0;
+}
+
+mel_status mel_s8_map(int64_t n, int64_t k, int64_t form, const char *from, linear_s8 **out, mel_error *err) {
+    const parts p = parts_of(n, k, form);
+    const int64_t rotate = form / 2;
+    if (form < 0 || (rotate && (!can_rotate(rotate, k) || !(form & 1))))
+        return mel_fail(err, MEL_EFORMAT, "linear: the packed layer has an unknown form, %lld", (long long)form);
     linear_s8 *l = empty_layer(n, k, err);
     if (!l) return MEL_ENOMEM;
     char *base = (char *)from; // read only: nothing writes to the parts of a made layer
@@ -107,7 +116,8 @@ mel_status mel_s8_map(int64_t n, int64_t k, bool smooth, const char *from, linea
     l->panels = (int8_t *)base;
     l->scales = (float *)(void *)(base + p.scales);
     l->sums = (int32_t *)(void *)(base + p.sums);
-    if (smooth) l->divide = (float *)(void *)(base + p.divide);
+    if (form & 1) l->divide = (float *)(void *)(base + p.divide);
+    l->rotate = rotate;
     *out = l;
     return MEL_OK;
 }
@@ -141,21 +151,36 @@ static bool all_finite(const float *w, int64_t n) {
     return worst < 0x7f800000u;
 }
 
-mel_status mel_s8_create(const mel_source *source, const float *smooth, linear_s8 **out, mel_error *err) {
+// The sign of column k under a rotation: without signs a row of equal values would meet in one. SplitMix64's mix.
+static float sign_of(int64_t k) {
+    uint64_t z = (uint64_t)(k + 1) * 0x9e3779b97f4a7c15u;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    return (z >> 40) & 1 ? -1.0f : 1.0f;
+}
+
+mel_status mel_s8_create(
+    const mel_source *source, const float *smooth, int64_t rotate, linear_s8 **out, mel_error *err) {
+    if (rotate && !can_rotate(rotate, source->columns))
+        return mel_fail(err, MEL_EINVAL, "linear: %lld columns cannot be rotated in blocks of %lld",
+            (long long)source->columns, (long long)rotate);
     linear_s8 *l = empty_layer(source->rows, source->columns, err);
     if (!l) return MEL_ENOMEM;
     l->panels = mel_alloc_zero((size_t)(l->n_padded * l->k_padded), err);
     l->scales = l->panels ? mel_alloc_zero((size_t)l->n_padded * 4, err) : NULL;
     l->sums = l->scales ? mel_alloc_zero((size_t)l->n_padded * 4, err) : NULL;
     mel_status status = l->sums ? MEL_OK : MEL_ENOMEM;
-    if (smooth && !status) {
+    float *multiply = NULL; // [k]: smooth with the signs
+    if ((smooth || rotate) && !status) {
+        l->rotate = rotate;
         l->divide = mel_alloc((size_t)l->k * 4, err);
-        if (!l->divide) status = MEL_ENOMEM;
+        multiply = l->divide ? mel_alloc((size_t)l->k * 4, err) : NULL;
+        if (!multiply) status = MEL_ENOMEM;
         for (int64_t i = 0; i < l->k && !status; i++) {
-            if (!(smooth[i] > 0) || !isfinite(smooth[i]))
+            if (smooth && (!(smooth[i] > 0) || !isfinite(smooth[i])))
                 status = mel_fail(
                     err, MEL_EINVAL, "linear: smoothing value %lld is %g", (long long)i + 1, (double)smooth[i]);
-            l->divide[i] = 1.0f / smooth[i];
+            multiply[i] = (smooth ? smooth[i] : 1.0f) * (rotate ? sign_of(i) : 1.0f);
+            l->divide[i] = 1.0f / multiply[i];
         }
     }
     mel_error first = {0};
@@ -168,7 +193,8 @@ mel_status mel_s8_create(const mel_source *source, const float *smooth, linear_s
         mel_status s = rows ? mel_source_read(source, at, count, MEL_F32, rows, &e) : MEL_ENOMEM;
         for (int64_t r = 0; r < count && !s; r++) {
             float *w = rows + r * l->k;
-            if (smooth) mel_rows()->binary(K_MUL, w, 1, smooth, 1, w, l->k);
+            if (multiply) mel_rows()->binary(K_MUL, w, 1, multiply, 1, w, l->k);
+            if (rotate) kernels()->rotate(w, l->k, rotate);
             if (!all_finite(w, l->k))
                 s = mel_fail(&e, MEL_EINVAL, "linear: weight row %lld is not finite", (long long)(at + r + 1));
             else
@@ -183,6 +209,7 @@ mel_status mel_s8_create(const mel_source *source, const float *smooth, linear_s
             }
         }
     }
+    mel_free(multiply);
     if (status) {
         if (err && first.message[0]) *err = first;
         mel_s8_free(l);
@@ -218,6 +245,7 @@ mel_status mel_s8_run(const linear_s8 *l, const mel_tensor *x, int64_t m, const 
             for (int64_t i = 0; i < m; i++) {
                 rows->load((int)x->dtype, x->data + i * l->k * xs, line, l->k);
                 if (l->divide) rows->binary(K_MUL, line, 1, l->divide, 1, line, l->k);
+                if (l->rotate) k8->rotate(line, l->k, l->rotate);
                 scales[i] = k8->quantize(line, l->k, q + i * l->k_padded);
             }
 #pragma omp for schedule(dynamic)

@@ -16,6 +16,7 @@ typedef struct norm_job {
     double eps;
     mel_act act;
     mel_dtype dtype;
+    mel_tensor *into; // the result is written there, or NULL
 } norm_job;
 
 static mel_status norm(const norm_job *job, mel_tensor **out, mel_error *err) {
@@ -29,8 +30,16 @@ static mel_status norm(const norm_job *job, mel_tensor **out, mel_error *err) {
     if (x->ndim < 1) return mel_fail(err, MEL_EINVAL, "%s: a scalar has no last axis", job->what);
     if (!(job->eps >= 0) || (unsigned)job->act > MEL_ACT_SIGMOID)
         return mel_fail(err, MEL_EINVAL, "%s: eps %g, activation %d", job->what, job->eps, (int)job->act);
+    if (job->into) {
+        dst = job->into->dtype;
+        if (!mel_is_float(dst) || !job->into->writable || !mel_tensor_is_contiguous(job->into) ||
+            job->into->ndim != x->ndim || memcmp(job->into->shape, x->shape, sizeof(int64_t) * (size_t)x->ndim) != 0)
+            return mel_fail(err, MEL_EINVAL, "%s: the result of x %s cannot be written into %s %s", job->what,
+                mel_tensor_shape_text(x, sx, sizeof sx), mel_dtype_name(dst),
+                mel_tensor_shape_text(job->into, st, sizeof st));
+    }
     int64_t d = x->shape[x->ndim - 1];
-    mel_tensor *src = NULL, *y = NULL, *weight = NULL, *bias = NULL, *mod[2] = {NULL, NULL};
+    mel_tensor *src = NULL, *y = mel_tensor_ref(job->into), *weight = NULL, *bias = NULL, *mod[2] = {NULL, NULL};
     const mel_tensor *asked[2] = {job->scale, job->shift};
     float *scratch = NULL;
     mel_walk w;
@@ -48,7 +57,7 @@ static mel_status norm(const norm_job *job, mel_tensor **out, mel_error *err) {
         if (!s) mel_broadcast_strides(mod[i], x->ndim, x->shape, w.strides[i]); // of the dense copy
     }
     if (!s) s = mel_tensor_contiguous(x, &src, err);
-    if (!s) s = mel_tensor_like(x, dst, &y, err);
+    if (!s && !y) s = mel_tensor_like(x, dst, &y, err);
     int threads = w.rows * d >= MEL_PARALLEL_FROM ? mel_threads() : 1;
     int64_t room = (d + 15) / 16 * 16;
     if (!s && !(scratch = mel_alloc((size_t)(threads * room) * 4, err))) s = MEL_ENOMEM;
@@ -80,7 +89,7 @@ static mel_status norm(const norm_job *job, mel_tensor **out, mel_error *err) {
     mel_tensor *mine[] = {src, weight, bias, mod[0], mod[1]};
     for (int i = 0; i < 5; i++)
         mel_tensor_unref(mine[i]);
-    if (s)
+    if (s || job->into)
         mel_tensor_unref(y);
     else
         *out = y;
@@ -89,24 +98,30 @@ static mel_status norm(const norm_job *job, mel_tensor **out, mel_error *err) {
 
 mel_status mel_layer_norm(const mel_tensor *x, const mel_tensor *weight, const mel_tensor *bias, double eps,
     const mel_tensor *scale, const mel_tensor *shift, mel_act act, mel_dtype dtype, mel_tensor **out, mel_error *err) {
-    norm_job job = {NORM_LAYER, "layer_norm", x, weight, bias, scale, shift, eps, act, dtype};
+    norm_job job = {NORM_LAYER, "layer_norm", x, weight, bias, scale, shift, eps, act, dtype, NULL};
     return norm(&job, out, err);
 }
 
 mel_status mel_rms_norm(const mel_tensor *x, const mel_tensor *weight, double eps, const mel_tensor *scale,
     const mel_tensor *shift, mel_act act, mel_dtype dtype, mel_tensor **out, mel_error *err) {
-    norm_job job = {NORM_RMS, "rms_norm", x, weight, NULL, scale, shift, eps, act, dtype};
+    norm_job job = {NORM_RMS, "rms_norm", x, weight, NULL, scale, shift, eps, act, dtype, NULL};
     return norm(&job, out, err);
 }
 
 mel_status mel_l2_norm(
     const mel_tensor *x, const mel_tensor *weight, mel_act act, mel_dtype dtype, mel_tensor **out, mel_error *err) {
-    norm_job job = {NORM_L2, "l2_norm", x, weight, NULL, NULL, NULL, 0, act, dtype};
+    norm_job job = {NORM_L2, "l2_norm", x, weight, NULL, NULL, NULL, 0, act, dtype, NULL};
     return norm(&job, out, err);
 }
 
+mel_status mel_l2_norm_into(
+    const mel_tensor *x, const mel_tensor *weight, mel_act act, mel_tensor *into, mel_error *err) {
+    norm_job job = {NORM_L2, "l2_norm", x, weight, NULL, NULL, NULL, 0, act, MEL_SAME, into};
+    return norm(&job, NULL, err);
+}
+
 mel_status mel_softmax(const mel_tensor *x, mel_dtype dtype, mel_tensor **out, mel_error *err) {
-    norm_job job = {NORM_SOFTMAX, "softmax", x, NULL, NULL, NULL, NULL, 0, MEL_ACT_NONE, dtype};
+    norm_job job = {NORM_SOFTMAX, "softmax", x, NULL, NULL, NULL, NULL, 0, MEL_ACT_NONE, dtype, NULL};
     return norm(&job, out, err);
 }
 

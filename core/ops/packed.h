@@ -10,7 +10,7 @@ typedef struct packed_header {
     uint64_t sum;    // of the bytes behind the header
     int64_t bytes;   // behind the header
     int64_t n, k, compute;
-    int64_t flags; // of the 8-bit form: what parts there are
+    int64_t flags; // mel_s8_form, or 0
 } packed_header;
 
 // FNV-1a over more bytes.

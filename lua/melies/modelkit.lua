@@ -109,12 +109,13 @@ function Reader:linear(name, outputs, inputs, options)
     weight = self:take(name .. ".weight", { outputs, inputs })
   end
   local bias = options.bias ~= false and self:take(name .. ".bias", { outputs }) or nil
-  local compute, smooth, q = options.compute, nil, self.quantization
+  local compute, smooth, rotate, q = options.compute, nil, nil, self.quantization
   if compute == "s8" and q then
     if q.keep[name] then compute = "bf16" end
-    smooth = q.smooth[name]
+    smooth, rotate = q.smooth[name], q.rotate[name]
   end
-  local layer = melies.nn.linear(weight, bias, { compute = compute, lazy = options.lazy, smooth = smooth })
+  local layer = melies.nn.linear(weight, bias, { compute = compute, lazy = options.lazy, smooth = smooth,
+    rotate = rotate })
   layer.adapters, layer.name = adapters, name
   return layer
 end

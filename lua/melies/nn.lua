@@ -53,10 +53,10 @@ function Linear.__call(self, x, options)
   return sum:to(options.dtype or x.dtype)
 end
 
-local linear_options = { compute = true, lazy = true, smooth = true }
+local linear_options = { compute = true, lazy = true, smooth = true, rotate = true }
 -- nn.linear(weight [N, K], bias [N] or nil, {compute = melies.compute(), lazy = false}). weight: a tensor, or a source
 -- (weights:matrix(name)). lazy: no packed copy is kept; the weight is read where it lies at each call. smooth: a vector
--- [K] for compute "s8" (melies.quantize).
+-- [K], rotate: a block size, both for compute "s8" (melies.quantize).
 function nn.linear(weight, bias, options)
   options = options or {}
   lib.check_options("nn.linear", options, linear_options)
@@ -64,17 +64,19 @@ function nn.linear(weight, bias, options)
   local compute = options.compute or require("melies").compute()
   local code, b = tensor.dtype_code(compute), bias and need(bias, "nn.linear") or nil
   local kept
-  local smooth = compute == "s8" and options.smooth or nil
-  if smooth and tensor.is(weight) then weight = nn.source(weight) end
-  if smooth and not options.lazy then
-    check(make.mel_linear_create_smooth(weight.handle, b, need(smooth, "nn.linear"), box, err))
+  local eight = compute == "s8" and (options.smooth or options.rotate) and { smooth = options.smooth,
+    rotate = options.rotate or 0 }
+  if eight and tensor.is(weight) then weight = nn.source(weight) end
+  if eight and not options.lazy then
+    check(make.mel_linear_create_s8(weight.handle, b, eight.smooth and need(eight.smooth, "nn.linear"), eight.rotate, box,
+      err))
   elseif tensor.is(weight) and not options.lazy then
     check(make.mel_linear_create(need(weight, "nn.linear"), b, code, box, err))
   else
     local source = tensor.is(weight) and nn.source(weight) or weight
     local create = options.lazy and make.mel_linear_create_lazy or make.mel_linear_create_from
     check(create(source.handle, b, code, box, err))
-    if options.lazy then kept = { source = source, bias = bias, code = code, smooth = smooth } end
+    if options.lazy then kept = { source = source, bias = bias, code = code, eight = eight } end
   end
   local n, k = tonumber(C.mel_linear_outputs(box[0])), tonumber(C.mel_linear_inputs(box[0]))
   return setmetatable({ handle = ffi.gc(box[0], C.mel_linear_free), inputs = k, outputs = n, lazy = options.lazy,
@@ -94,7 +96,9 @@ local function recreate(self, lazy)
   local k, box = self.kept, ffi.new("mel_linear*[1]")
   local bias = k.bias and k.bias.handle or nil
   if lazy then check(make.mel_linear_create_lazy(k.source.handle, bias, k.code, box, err), 2)
-  elseif k.smooth then check(make.mel_linear_create_smooth(k.source.handle, bias, k.smooth.handle, box, err), 2)
+  elseif k.eight then
+    check(make.mel_linear_create_s8(k.source.handle, bias, k.eight.smooth and k.eight.smooth.handle, k.eight.rotate, box,
+      err), 2)
   else check(make.mel_linear_create_from(k.source.handle, bias, k.code, box, err), 2) end
   replace(self, box[0], lazy)
 end

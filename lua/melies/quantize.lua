@@ -1,12 +1,15 @@
 -- Calibration for 8 bits: what each large matrix of a transformer sees in a few films decides how its columns are smoothed,
--- and whether it is computed in 8 bits at all.
+-- whether they are rotated, and whether it is computed in 8 bits at all.
 --
---   quantize.calibrate(model, prompts, { steps=, frames=, width=, height=, threshold=, on_step= }) -> result
+--   quantize.calibrate(model, prompts, { steps=, frames=, width=, height=, threshold=, rotate=, on_step= })
+--     -> result
 --   quantize.write(path, result, metadata) -> true | nil, message
---   quantize.read(path) -> { smooth = { name -> vector }, keep = { name -> true } } | nil, message
+--   quantize.read(path) -> { smooth = { name -> vector }, rotate = { name -> block }, keep = { name -> true } }
+--     | nil, message
 --
--- result: { layers = { { name, plain, smoothed, alpha, kept } ... in order }, smooth, keep }: relative errors of the product
--- in 8 bits over the inputs that were kept, without and with smoothing.
+-- result: { layers = { { name, plain, smoothed, rotated, best, alpha, block, kept } ... in order }, smooth, rotate, keep }:
+-- relative errors of the product in 8 bits over the inputs that were kept: as they are, smoothed, rotated (smoothed or not),
+-- and with what was chosen. alpha and block: of what was chosen.
 local lib = require "melies.ffi.lib"
 local T = require "melies.tensor"
 local nn = require "melies.nn"
@@ -65,27 +68,45 @@ local function smoothing(top_x, top_w, alpha)
   return ((top_x:clamp(1e-5) ^ alpha) / (top_w:clamp(1e-5) ^ (1 - alpha))):clamp(1e-3, 1e3)
 end
 
-local function judge(layer, weight, threshold)
+-- The block of a rotation: larger ones spread an outlier further, and cost more.
+local BLOCK = 256
+local function block_for(columns)
+  local block = BLOCK
+  while block >= 16 and columns % block ~= 0 do block = block / 2 end
+  return block >= 16 and block or nil
+end
+
+local function judge(layer, weight, threshold, rotate)
   local seen = layer.seen
   local x = T.concat(seen.rows, 1)
   local want = nn.linear(weight, nil, { compute = "f32" })(x)
-  local row = { name = layer.name, plain = error_of(nn.linear(weight, nil, { compute = "s8" }), x, want) }
-  local top_w = weight:to("f32"):abs():amax(1)
-  local best = { error = row.plain }
-  for _, alpha in ipairs(ALPHAS) do
-    local s = smoothing(seen.top, top_w, alpha)
-    local e = error_of(nn.linear(weight, nil, { compute = "s8", smooth = s }), x, want)
-    if e < best.error then best = { error = e, alpha = alpha, smooth = s } end
+  local row, best = { name = layer.name }, nil
+  local function try(field, smooth, alpha, block)
+    local e = error_of(nn.linear(weight, nil, { compute = "s8", smooth = smooth, rotate = block }), x, want)
+    row[field] = math.min(row[field] or e, e)
+    if not best or e < best.error then best = { error = e, alpha = alpha, smooth = smooth, block = block } end
   end
-  row.smoothed, row.alpha, row.kept = best.error, best.alpha, best.error > threshold
-  return row, best.smooth
+  try "plain"
+  row.smoothed = row.plain
+  local top_w = weight:to("f32"):abs():amax(1)
+  for _, alpha in ipairs(ALPHAS) do try("smoothed", smoothing(seen.top, top_w, alpha), alpha) end
+  local block = rotate and block_for(weight.shape[2])
+  if block then
+    local smooth, alpha = best.smooth, best.alpha
+    try("rotated", nil, nil, block)
+    if smooth then try("rotated", smooth, alpha, block) end
+  end
+  row.best, row.alpha, row.block, row.kept = best.error, best.alpha, best.block, best.error > threshold
+  return row, best
 end
 
--- threshold: relative error above which a matrix stays in bf16. The model must be loaded in bf16 or f32.
+-- threshold: relative error above which a matrix stays in bf16. rotate: false for smoothing alone. The model must be loaded
+-- in bf16 or f32.
 function quantize.calibrate(model, prompts, options)
   options = options or {}
   lib.check_options("quantize.calibrate", options,
-    { steps = true, frames = true, width = true, height = true, threshold = true, on_step = true, guidance = true })
+    { steps = true, frames = true, width = true, height = true, threshold = true, rotate = true, on_step = true,
+      guidance = true })
   local melies = require "melies"
   local layers = linears(model.dit)
   if #layers == 0 then return nil, ("%s: its transformer has no matrices that 8 bits are known for"):format(model.name) end
@@ -105,13 +126,15 @@ function quantize.calibrate(model, prompts, options)
   end)
   for _, layer in ipairs(layers) do layer.observe = nil end
   if not ok then error(problem, 0) end
-  local result = { layers = {}, smooth = {}, keep = {} }
+  local result = { layers = {}, smooth = {}, rotate = {}, keep = {} }
   local weights = model.sources.dit.weights
   for i, layer in ipairs(layers) do
-    local row, smooth = judge(layer, weights:get(layer.name .. ".weight"), options.threshold or 0.03)
+    local row, best = judge(layer, weights:get(layer.name .. ".weight"), options.threshold or 0.03,
+      options.rotate ~= false)
     layer.seen = nil
     result.layers[i] = row
-    if row.kept then result.keep[row.name] = true elseif smooth then result.smooth[row.name] = smooth end
+    if row.kept then result.keep[row.name] = true
+    else result.smooth[row.name], result.rotate[row.name] = best.smooth, best.block end
     done = done + 1
     if options.on_step then options.on_step(done, #prompts + #layers) end
     collectgarbage()
@@ -127,6 +150,10 @@ function quantize.write(path, result, metadata)
   for name in pairs(result.keep) do kept[#kept + 1] = name end
   table.sort(kept)
   all.keep = table.concat(kept, "\n")
+  local turned = {}
+  for name, block in pairs(result.rotate) do turned[#turned + 1] = ("%s %d"):format(name, block) end
+  table.sort(turned)
+  all.rotate = table.concat(turned, "\n")
   local tensors = {}
   for name, vector in pairs(result.smooth) do tensors[name] = vector end
   return require("melies.weights").save(path, tensors, all)
@@ -138,9 +165,10 @@ function quantize.read(path)
   if file.metadata.format ~= FORMAT then
     return nil, ("%s: is no calibration of melies (its format is '%s')"):format(path, tostring(file.metadata.format))
   end
-  local out = { smooth = {}, keep = {}, path = path }
+  local out = { smooth = {}, rotate = {}, keep = {}, path = path }
   for _, name in ipairs(file:names()) do out.smooth[name] = file:get(name) end
   for name in (file.metadata.keep or ""):gmatch "[^\n]+" do out.keep[name] = true end
+  for name, block in (file.metadata.rotate or ""):gmatch "([^\n ]+) (%d+)" do out.rotate[name] = tonumber(block) end
   return out
 end
 

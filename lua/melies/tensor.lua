@@ -551,10 +551,16 @@ function Tensor:rms_norm(o)
     "rms_norm"),
     opt(o, "shift", "rms_norm"), act_code(o.act), dtype_code(o.dtype), box, err), box)
 end
--- l2_norm{weight=, act=, dtype=}: x / |x| * sqrt(D) * weight.
+local l2_options = { weight = true, act = true, dtype = true, into = true }
+-- l2_norm{weight=, act=, dtype=}: x / |x| * sqrt(D) * weight. into: a dense tensor of x's shape that gets the result.
 function Tensor:l2_norm(o)
   o = o or {}
-  lib.check_options("l2_norm", o, norm_options)
+  lib.check_options("l2_norm", o, l2_options)
+  if o.into then
+    check(make.mel_l2_norm_into(need(self, "l2_norm"), opt(o, "weight", "l2_norm"), act_code(o.act),
+      need(o.into, "l2_norm"), err))
+    return o.into
+  end
   local box = box_type()
   return result(make.mel_l2_norm(need(self, "l2_norm"), opt(o, "weight", "l2_norm"), act_code(o.act),
     dtype_code(o.dtype), box, err), box)

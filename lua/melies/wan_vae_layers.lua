@@ -31,16 +31,25 @@ local function copy_frames(x, first, last)
   return used(view, view:clone())
 end
 
--- 3x3x3, causal in time: two frames of history, zeros before the clip.
-function vae.causal(r, name, outputs, inputs, compute)
+-- 3x3x3, causal in time: two frames of history, zeros before the clip. norm: of x, with SiLU, on its way into the
+-- convolution's input, which has the history in front.
+function vae.causal(r, name, outputs, inputs, compute, norm)
   local conv = r:conv(name, { outputs, inputs, 3, 3, 3 },
     { compute = compute, pad = { { 0, 0 }, { 1, 1 }, { 1, 1 } } })
   return function(x, state, options)
     local s = x.shape
-    local past = state.past or T.zeros({ 1, 2, s[3], s[4], s[5] }, x.dtype)
-    x = used(past, T.concat({ past, x }, 2))
-    state.past = copy_frames(x, s[2] + 1, s[2] + 2)
-    return used(x, conv(x, options))
+    local all = T.empty({ 1, s[2] + 2, s[3], s[4], s[5] }, x.dtype)
+    local front, rest, last = all:slice(2, 1, 2), all:slice(2, 3), all:slice(2, -2)
+    if state.past then
+      front:copy_(state.past)
+    else
+      state.past = T.empty({ 1, 2, s[3], s[4], s[5] }, x.dtype)
+      front:fill_(0)
+    end
+    if norm then x:l2_norm { weight = norm, act = "silu", into = rest } else rest:copy_(x) end
+    state.past:copy_(last)
+    for _, view in ipairs { front, rest, last } do view:free() end
+    return used(all, conv(all, options))
   end
 end
 
@@ -60,14 +69,12 @@ function vae.residual(r, name, compute)
   local shape = r:shape(name .. ".residual.2.weight")
   local width, inputs = shape[1], shape[2]
   local norm1, norm2 = load_norm(r, name .. ".residual.0", inputs), load_norm(r, name .. ".residual.3", width)
-  local conv1 = vae.causal(r, name .. ".residual.2", width, inputs, compute)
-  local conv2 = vae.causal(r, name .. ".residual.6", width, width, compute)
+  local conv1 = vae.causal(r, name .. ".residual.2", width, inputs, compute, norm1)
+  local conv2 = vae.causal(r, name .. ".residual.6", width, width, compute, norm2)
   local shortcut = width ~= inputs and vae.point(r, name .. ".shortcut", width, inputs, compute)
   return function(x, state)
     state.first, state.second = state.first or {}, state.second or {}
-    local y = x:l2_norm { weight = norm1, act = "silu" }
-    y = used(y, conv1(y, state.first))
-    y = used(y, y:l2_norm { weight = norm2, act = "silu" })
+    local y = conv1(x, state.first)
     y = used(y, conv2(y, state.second))
     local beside = shortcut and shortcut(x) or x
     y:add_(beside)
@@ -194,12 +201,9 @@ local function load_half(r, side, layout, compute)
   if down then stages() middle() else middle() stages() end
   local last = r:shape(side .. ".head.2.weight")
   local norm = load_norm(r, side .. ".head.0", last[2])
-  local conv = vae.causal(r, side .. ".head.2", last[1], last[2], compute)
+  local conv = vae.causal(r, side .. ".head.2", last[1], last[2], compute, norm)
   local call = { dtype = "f32" }
-  add("head", function(x, state)
-    local y = x:l2_norm { weight = norm, act = "silu" }
-    return used(y, conv(y, state, call))
-  end)
+  add("head", function(x, state) return conv(x, state, call) end)
   layers.first_whole, layers.last_whole = layers.first_whole or 1, layers.last_whole or #layers
   return layers
 end

@@ -60,6 +60,35 @@ static void rows(void) {
     }
 }
 
+static void rotations(void) {
+    enum {
+        N = 1024
+    };
+    float x[N], y[N], z[N];
+    for (int64_t block = 16; block <= N; block *= 2) {
+        double before = 0, after = 0;
+        for (int i = 0; i < N; i++) {
+            x[i] = y[i] = z[i] = (float)((int)(next() % 2001) - 1000) / 77.0f;
+            before += (double)x[i] * x[i];
+        }
+        gemm_s8_kernels_ref.rotate(y, N, block);
+        if (mel_cpu_isa() == MEL_ISA_AVX512_BF16) {
+            gemm_s8_kernels_avx512.rotate(z, N, block);
+            CHECK(!memcmp(y, z, sizeof y));
+        }
+        for (int i = 0; i < N; i++)
+            after += (double)y[i] * y[i];
+        CHECK_NEAR(after, before, 1e-5 * before);
+        float all = 0; // the first row of a Hadamard matrix is ones
+        for (int i = 0; i < block; i++)
+            all += x[i];
+        CHECK_NEAR(y[0], all / sqrt((double)block), 1e-3);
+        gemm_s8_kernels_ref.rotate(y, N, block); // it is its own inverse
+        for (int i = 0; i < N; i++)
+            CHECK_NEAR(y[i], x[i], 1e-4);
+    }
+}
+
 static void speed(void) {
     if (mel_cpu_isa() != MEL_ISA_AVX512_BF16) return;
     enum {
@@ -86,6 +115,7 @@ static void speed(void) {
 int main(void) {
     RUN(products);
     RUN(rows);
+    RUN(rotations);
     RUN(speed);
     return CHECK_DONE();
 }

@@ -26,6 +26,31 @@ t.test("smoothing leaves the product and helps with columns of outliers", functi
   t.raises(function() nn.linear(w, nil, { compute = "s8", smooth = T.zeros { 63 } }) end, "smooth")
 end)
 
+t.test("a rotation leaves the product and spreads outliers", function()
+  local x, w = T.noise({ 100, 192 }, { seed = 1 }), T.noise({ 48, 192 }, { seed = 2 })
+  for _, column in ipairs { 5, 77, 150 } do x:slice(2, column, column):copy_(x:slice(2, column, column) * 30) end
+  local want = nn.linear(w, nil, { compute = "f32" })(x)
+  local function error_with(smooth, rotate)
+    return (nn.linear(w, nil, { compute = "s8", smooth = smooth, rotate = rotate })(x) - want):norm() / want:norm()
+  end
+  local plain = error_with()
+  for _, block in ipairs { 16, 32, 64 } do
+    local e = error_with(nil, block)
+    t.ok(e < 0.75 * plain, ("block %d: %.4f, plain %.4f"):format(block, e, plain))
+  end
+  local smooth = (x:abs():amax(1) / w:abs():amax(1)):sqrt()
+  t.ok(error_with(smooth, 64) < plain)
+  -- where it lies packed for others, and what cannot be
+  local layer = nn.linear(nn.source(w), nil, { compute = "s8", smooth = smooth, rotate = 64, lazy = true })
+  layer:pack()
+  local form, again = layer:packed(), nn.linear(nn.source(w), nil, { compute = "s8", lazy = true })
+  t.eq(again:pack(form), true)
+  t.close(again(x), layer(x), 0, 0)
+  for _, block in ipairs { 8, 48, 128, -16 } do
+    t.raises(function() nn.linear(w, nil, { compute = "s8", rotate = block }) end, "192 columns cannot be rotated")
+  end
+end)
+
 local folder = t.folder()
 local path = folder .. "/starter8.safetensors"
 
@@ -35,9 +60,11 @@ t.test("the recipe writes a file that the model takes", function()
   t.eq(#result.layers, 5 * 8)
   for _, row in ipairs(result.layers) do
     t.ok(row.plain > 0 and row.plain < 0.2 and row.smoothed <= row.plain, row.name .. " " .. row.plain)
+    t.ok(row.best <= row.smoothed and row.best <= (row.rotated or row.best) and (row.block ~= nil) == (row.best < row.smoothed))
   end
   local read = assert(quantize.read(path))
-  t.ok(next(read.smooth) ~= nil)
+  t.ok(next(read.smooth) ~= nil and next(read.rotate) ~= nil)
+  for name, block in pairs(read.rotate) do t.eq(block, result.rotate[name]) end
   local p = { prompt = "a big red ball rolls over the grass", steps = 6, seed = 3, frames = 9 }
   melies.set_compute "f32"
   local exact = assert(melies.run("text_to_video", p))

@@ -284,6 +284,11 @@ t.test("norms", function()
   local rms = x / (x:square():mean(-1, true) + 1e-6):sqrt()
   t.close(x:rms_norm { act = "silu" }, rms:silu(), 1e-5, 1e-5)
   t.close(x:l2_norm(), x / x:square():sum(-1, true):sqrt() * math.sqrt(40), 1e-5, 1e-5)
+  local all, gamma = T.zeros { 2 + x.shape[1], x.shape[2], 40 }, T.noise({ 40 }, { seed = 8 })
+  x:l2_norm { weight = gamma, act = "silu", into = all:slice(1, 3) }
+  t.close(all:slice(1, 3), x:l2_norm { weight = gamma, act = "silu" }, 0, 0, "into a part of another")
+  t.eq(all:slice(1, 1, 2):sumsq(), 0)
+  t.raises(function() x:l2_norm { into = all } end, "cannot be written into")
   local g = x:group_norm { groups = 4, eps = 1e-5 }
   local part = x:slice(3, 1, 10):reshape(3, 50)
   local gm = part:mean(2, true)

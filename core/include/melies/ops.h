@@ -106,6 +106,9 @@ MEL_API mel_status mel_rms_norm(const mel_tensor *x, const mel_tensor *weight, d
 // x / max(|x|_2, 1e-12) * sqrt(D) * weight, then act: the Wan VAE's RMS_norm.
 MEL_API mel_status mel_l2_norm(
     const mel_tensor *x, const mel_tensor *weight, mel_act act, mel_dtype dtype, mel_tensor **out, mel_error *err);
+// The same written into a dense tensor of x's shape, which may be a part of a larger one.
+MEL_API mel_status mel_l2_norm_into(
+    const mel_tensor *x, const mel_tensor *weight, mel_act act, mel_tensor *into, mel_error *err);
 // x [N, ..., C]: mean and variance over all but N and the channel's group. weight, bias: [C] or NULL. Then act.
 MEL_API mel_status mel_group_norm(const mel_tensor *x, int groups, const mel_tensor *weight, const mel_tensor *bias,
     double eps, mel_act act, mel_dtype dtype, mel_tensor **out, mel_error *err);
@@ -164,9 +167,11 @@ MEL_API mel_status mel_linear_create(
 MEL_API mel_status mel_linear_create_from(
     mel_source *source, const mel_tensor *bias, mel_dtype compute, mel_linear **out, mel_error *err);
 // In 8 bits with a smoothing vector [K] > 0 (or NULL): column k of the weight is multiplied and column k of x divided
-// by smooth[k] before they are rounded, which leaves the product as it is (Xiao et al. 2022, SmoothQuant).
-MEL_API mel_status mel_linear_create_smooth(
-    mel_source *source, const mel_tensor *bias, const mel_tensor *smooth, mel_linear **out, mel_error *err);
+// by smooth[k] before they are rounded, which leaves the product as it is (Xiao et al. 2022, SmoothQuant). rotate: 0,
+// or a power of two from 16 on that divides K: both are then turned in blocks of so many columns by a Hadamard matrix
+// with random signs, which spreads outliers over the block (Ashkboos et al. 2024, QuaRot).
+MEL_API mel_status mel_linear_create_s8(mel_source *source, const mel_tensor *bias, const mel_tensor *smooth,
+    int64_t rotate, mel_linear **out, mel_error *err);
 // The same without a packed copy: weight is read where it lies each time the layer runs, in one pass for few rows of x
 // (a prompt's tokens), packed for the moment of the run for many. source: [N, K], kept alive.
 MEL_API mel_status mel_linear_create_lazy(
