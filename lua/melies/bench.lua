@@ -194,8 +194,12 @@ function bench.run(options)
         label = p.label, roof = p.roof or p.dtype, bound = p.flop and "arithmetic" or p.bytes and "memory" or nil,
         floor = math.max(p.flop and p.flop / peaks[p.dtype] / 1e9 or 0,
           p.bytes and p.bytes / peaks.bandwidth / 1e9 or 0) }
+      -- For the roofline, as in the best spell: the share of the peak that was measured beside it, of the best peak.
       local work, bytes = p.flop or p.work, p.bytes or moved
-      if work and bytes then row.intensity, row.work = work / bytes, work / s / 1e9 end
+      if work and bytes then
+        row.intensity = work / bytes
+        row.work = row.of_peak * (p.flop and best[p.dtype] or best.bandwidth * row.intensity)
+      end
       out.parts[#out.parts + 1] = row
       local function cell(format, value) return value and format:format(value) or "" end
       print(("%-54s %10.2f %9s %8s %8s %9.0f%s"):format(p.name, s * 1e3, cell("%.0f", row.gflops),
@@ -205,9 +209,7 @@ function bench.run(options)
     end
   end
   if options.roofline then
-    local under = {}
-    for name, value in pairs(best) do under[name] = math.max(value, peaks[name]) end
-    local ok, message = require("melies.fs").write(options.roofline, require "melies.bench.roofline"(under, out.parts))
+    local ok, message = require("melies.fs").write(options.roofline, require "melies.bench.roofline"(best, out.parts))
     if not ok then return nil, message end
   end
   if options.json then
