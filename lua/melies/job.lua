@@ -203,9 +203,12 @@ end
 
 -- { text =, negative = } of p.prompt and p.negative, for guides.
 function Job:texts(model)
-  local p = self.params
+  local p, stage = self.params, self:progress("encoding the text", 1)
   self:encode_ahead(model, { p.prompt })
-  return { text = self:encode(model, p.prompt), negative = self:encode(model, p.negative or "", { negative = true }) }
+  local texts = { text = self:encode(model, p.prompt),
+    negative = self:encode(model, p.negative or "", { negative = true }) }
+  stage:step(1)
+  return texts
 end
 
 -- make(...), whose refusals are about the values that the user gave: the place in the code is left out.
