@@ -10,8 +10,10 @@ local function way(w) ways[#ways + 1] = w end
 for _, low in ipairs { 0.3, 0.5, 0.7 } do
   way { name = ("guidance at sigma %g..1"):format(low), interval = { low, 1 } }
 end
-for _, name in ipairs { "first_block", "time_embedding" } do
-  for _, threshold in ipairs { 0.1, 0.2, 0.4 } do
+for _, of in ipairs { { "first_block", 0.1, 0.2, 0.4 }, { "time_embedding", 0.05, 0.1, 0.2 } } do
+  local name = of[1]
+  for i = 2, 4 do
+    local threshold = of[i]
     way { name = ("%s, threshold %g"):format(name, threshold), cache = { name, { threshold = threshold } } }
   end
 end
@@ -21,7 +23,7 @@ end
 for _, share in ipairs { 0.2, 0.4, 0.6 } do
   way { name = ("coarse_to_fine, %.0f%% of the steps at half size"):format(share * 100), coarse = share }
 end
-way { name = "s8, guidance 0.3..1, taylor every 2", compute = "s8", interval = { 0.3, 1 },
+way { name = "s8, guidance 0.7..1, taylor every 2", compute = "s8", interval = { 0.7, 1 },
   cache = { "taylor", { every = 2 } } }
 
 local prompts = {
