@@ -2,7 +2,7 @@
 --   melies run make_world --clips 20 --folder plain -o sheet.png
 --   melies run tests/bench/style.lua make plain print        the films of plain as prints in two inks, captions with them
 --   melies run train_lora --data print -o print.safetensors
---   melies run tests/bench/style.lua measure print print.safetensors [FILMS [STEPS]]
+--   melies run tests/bench/style.lua measure print print.safetensors [FILMS [STEPS [MODEL]]]
 -- measure generates films of the first captions of the folder with and without the LoRA, and says how far each are from the
 -- films of the folder: colour is the share of pixels in other colours, texture the logarithm of the ratio of mean differences
 -- of neighbouring pixels. style.png is a sheet: the folder's films, then each prompt without and with the LoRA.
@@ -31,24 +31,25 @@ local function make(from, to)
   end
 end
 
-local function generate(prompts, lora, steps)
+local function generate(prompts, lora, steps, model)
   local out = {}
   for i, prompt in ipairs(prompts) do
     local frames = assert(melies.run("text_to_video", { prompt = prompt, seed = i, truncate = true, steps = steps,
-      lora = lora and { lora } or nil }))
+      model = model, lora = lora and { lora } or nil }))
     out[i] = frames.dtype == "u8" and melies.media.to_f32(frames) or frames
   end
   return out
 end
 
-local function measure(folder, lora, count, steps)
+local function measure(folder, lora, count, steps, model)
   local shown, prompts, wanted = {}, {}, {}
   for i, film in ipairs(films_of(folder)) do
     wanted[i] = melies.media.to_f32(assert(melies.media.load(film.path)))
     if #prompts < (tonumber(count) or 6) then prompts[#prompts + 1] = film.caption end
   end
   local target = style.look(wanted)
-  local before, after = generate(prompts, nil, tonumber(steps)), generate(prompts, lora, tonumber(steps))
+  local before, after = generate(prompts, nil, tonumber(steps), model),
+    generate(prompts, lora, tonumber(steps), model)
   print(("%-10s %8s %8s"):format("", "colour", "texture"))
   for _, row in ipairs { { "without", before }, { "with", after } } do
     local d = style.distance(style.look(row[2]), target)
@@ -65,5 +66,5 @@ end
 
 local words = { ... }
 if words[1] == "make" and words[3] then make(words[2], words[3])
-elseif words[1] == "measure" and words[3] then measure(words[2], words[3], words[4], words[5])
+elseif words[1] == "measure" and words[3] then measure(words[2], words[3], words[4], words[5], words[6])
 else error("usage: style.lua make FILMS OUT, or style.lua measure FOLDER LORA", 0) end
