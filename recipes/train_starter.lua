@@ -128,7 +128,8 @@ end
 local order = { "blocks", "tokenizer", "latents", "transformer", "few_steps", "export" }
 
 return {
-  kind = "recipe", name = "train_starter", help = "Train the starter model from nothing: latent space, tokenizer, text encoder, transformer, four-step variant.",
+  kind = "recipe", name = "train_starter",
+  help = "Train the starter model from nothing: latent space, tokenizer, text encoder, transformer, four steps.",
   params = {
     stage = { "enum", choices = { "all", unpack(order) }, default = "all", help = "which part to train" },
     folder = { "string", default = "out/starter", help = "of the checkpoints and logs" },

@@ -126,8 +126,9 @@ function train.new(o)
   for key, value in pairs(o) do copy[key] = value end
   o = copy
   o.lr, o.seed, o.accumulate, o.every, o.keep = o.lr or 1e-3, o.seed or 0, o.accumulate or 1, o.every or 100, o.keep or 2
-  local run = setmetatable({ o = o, step = 0, draws = 0, notes = {}, optimiser = (o.optimiser or optim.adamw)(o.params, { lr = o.lr,
-    betas = o.betas, eps = o.eps, weight_decay = o.weight_decay, decay = o.decay, ema = o.ema }) }, Run)
+  local optimiser = (o.optimiser or optim.adamw)(o.params, { lr = o.lr, betas = o.betas, eps = o.eps,
+    weight_decay = o.weight_decay, decay = o.decay, ema = o.ema })
+  local run = setmetatable({ o = o, step = 0, draws = 0, notes = {}, optimiser = optimiser }, Run)
   run.config = configuration(run)
   if o.folder then
     local ok, message = fs.make(o.folder)
