@@ -64,7 +64,7 @@ for _, shared in ipairs { false, true } do
   end)
 end
 
-for _, name in ipairs { "taehv", "taehv_p2" } do
+for _, name in ipairs { "taehv", "taehv_p2", "taehv_super" } do
   t.test(name .. ": as the model encodes and decodes", function()
     local file, config, params = golden(name)
     local model = require("melies.models.taehv").load(file, config, { compute = "f32" })

@@ -1,5 +1,5 @@
--- The autoencoder of models/taehv.lua (the base variant) for training: the same tensors under the same names, the same
--- arithmetic, for a batch of clips at once.
+-- The autoencoder of models/taehv.lua for training: the same tensors under the same names, the same arithmetic, for a
+-- batch of clips at once; the base decoder, or the "super" one with depthwise convolutions.
 --
 --   local params = taehv.init({ latent = 16, width = 64, widths = { 256, 128, 64, 64 } }, seed)
 --   local net = taehv.net(params)
@@ -19,10 +19,11 @@ local Net = {}
 Net.__index = Net
 
 local init_known = { latent = true, width = true, widths = true, patch = true, pools = true, grows = true,
-  quiet = true }
+  quiet = true, super = true }
 -- Fresh parameters: He's scale for what a ReLU follows. width: of the encoder; widths: of the decoder's stages and its end.
 -- pools, grows: how many frames a stage makes one of, or one frame becomes ({ 1, 2, 2 } both; pools in the order of the
--- encoder, grows of the decoder). quiet (true): the last convolution of each memory block starts at zero.
+-- encoder, grows of the decoder). quiet (true): the last convolution of each memory block starts at zero. super: the
+-- decoder is the "super" one.
 function taehv.init(c, seed)
   lib.check_options("taehv.init", c, init_known)
   local stream, params, patch = 0, {}, c.patch or 1
@@ -48,6 +49,24 @@ function taehv.init(c, seed)
     for i = 2, 4 do block("encoder." .. at + i, w) end
   end
   conv("encoder.17", c.latent, w, 3, { gain = 1 })
+  if c.super then
+    conv("decoder.0", widths[1], c.latent, 1, { gain = 1 })
+    for stage = 0, 2 do
+      local at, n, after = 1 + 7 * stage, widths[stage + 1], widths[stage + 2]
+      for i = 0, 2 do
+        local name = "decoder." .. at + i
+        stream = stream + 1
+        params[name .. ".conv.0.weight"] = grad.param(T.noise({ 2 * n, 1, 7, 7 }, { seed = seed or 0, stream = stream }) / 7)
+        params[name .. ".conv.0.bias"] = grad.param(T.zeros { 2 * n })
+        conv(name .. ".conv.1", 2 * n, 2 * n, 1)
+        conv(name .. ".conv.3", n, 2 * n, 1, { zero = c.quiet ~= false })
+      end
+      conv("decoder." .. at + 3, 4 * after, n, 3)
+      conv(("decoder.%d.conv"):format(at + 6), after * grows[stage + 1], after, 1, { bias = false, gain = 1 })
+    end
+    conv("decoder.22", 3 * patch * patch, widths[4], 3, { gain = 1 })
+    return params
+  end
   conv("decoder.1", widths[1], c.latent, 3)
   for stage = 0, 2 do
     local at, n = 3 + 6 * stage, widths[stage + 1]
@@ -72,7 +91,7 @@ function Net:conv(x, name, o)
   o = o or {}
   local w = self.params[name .. ".weight"]
   return grad.conv(x, w, self.params[name .. ".bias"], { act = o.act, dtype = o.dtype, stride = o.stride,
-    pad = (w.shape[3] - 1) / 2, compute = self.dtype })
+    pad = (w.shape[3] - 1) / 2, groups = o.groups, compute = self.dtype })
 end
 
 -- Frames x [B, T, H, W, C], each beside the one before it, zeros before the first.
@@ -80,6 +99,10 @@ function Net:block(x, name)
   local b, t, h, w, c = unpack(x.shape)
   local past = t > 1 and grad.pad(grad.slice(x, 2, 1, t - 1), 2, 1, 0, 0) or T.zeros(x.shape, x.dtype)
   local y = grad.concat({ x, past }, 5):reshape(b * t, h, w, 2 * c)
+  if not self.params[name .. ".conv.4.weight"] then -- super
+    y = self:conv(self:conv(y, name .. ".conv.0", { groups = 2 * c }), name .. ".conv.1", { act = "relu" })
+    return grad.add(self:conv(y, name .. ".conv.3"):reshape(b, t, h, w, c), x)
+  end
   y = self:conv(y, name .. ".conv.0", { act = "relu" })
   y = self:conv(self:conv(y, name .. ".conv.2", { act = "relu" }), name .. ".conv.4")
   return grad.relu(grad.add(y:reshape(b, t, h, w, c), x))
@@ -119,26 +142,50 @@ local function upsample(x)
   return x:reshape(b, t, h, 1, w, 1, c):expand({ b, t, h, 2, w, 2, c }):reshape(b, t, 2 * h, 2 * w, c)
 end
 
+-- Channels that n frames share become n frames, the first of them the earlier.
+local function spread(x, n)
+  if n == 1 then return x end
+  local s = x.shape
+  x = x:reshape(s[1] * s[2], s[3], s[4], n, s[5] / n):permute(1, 4, 2, 3, 5)
+  return x:reshape(s[1], s[2] * n, s[3], s[4], s[5] / n)
+end
+
+function Net:pixels(x)
+  x = self:frames(x, "decoder.22", { dtype = "f32" })
+  local b, t, h, w, c = unpack(x.shape)
+  x = x:reshape(b * t, h, w, c):pixel_shuffle(self.patch)
+  return x:reshape(b, t, h * self.patch, w * self.patch, 3)
+end
+
+function Net:decode_super(x)
+  x = self:frames(x, "decoder.0", { dtype = self.dtype })
+  for stage = 0, 2 do
+    local at = 1 + 7 * stage
+    for i = 0, 2 do x = self:block(x, "decoder." .. at + i) end
+    x = self:frames(x, "decoder." .. at + 3, { act = "relu" })
+    local grow = self.params[("decoder.%d.conv.weight"):format(at + 6)].shape
+    local b, t, h, w, c = unpack(x.shape)
+    x = x:reshape(b * t, h, w, c):pixel_shuffle(math.sqrt(c / grow[2]))
+    x = x:reshape(b, t, x.shape[2], x.shape[3], grow[2])
+    x = spread(self:frames(x, ("decoder.%d.conv"):format(at + 6)), grow[1] / grow[2])
+  end
+  return self:pixels(x)
+end
+
 function Net:decode(latent)
   local x = grad.is(latent) and latent or grad.const(latent)
+  if self.params["decoder.0.weight"] then return self:decode_super(x) end
   x = grad.mul(grad.tanh(grad.mul(x, 1 / 3)), 3):to(self.dtype)
   x = self:frames(x, "decoder.1", { act = "relu" })
   for stage = 0, 2 do
     local at = 3 + 6 * stage
     for i = 0, 2 do x = self:block(x, "decoder." .. at + i) end
     x = self:frames(upsample(x), ("decoder.%d.conv"):format(at + 4))
-    local weight, s = self.params[("decoder.%d.conv.weight"):format(at + 4)].shape, x.shape
-    local n = weight[1] / weight[2]
-    if n > 1 then
-      x = x:reshape(s[1] * s[2], s[3], s[4], n, s[5] / n):permute(1, 4, 2, 3, 5)
-      x = x:reshape(s[1], s[2] * n, s[3], s[4], s[5] / n)
-    end
+    local weight = self.params[("decoder.%d.conv.weight"):format(at + 4)].shape
+    x = spread(x, weight[1] / weight[2])
     x = self:frames(x, "decoder." .. at + 5, { act = stage == 2 and "relu" or nil })
   end
-  x = self:frames(x, "decoder.22", { dtype = "f32" })
-  local b, t, h, w, c = unpack(x.shape)
-  x = x:reshape(b * t, h, w, c):pixel_shuffle(self.patch)
-  return x:reshape(b, t, h * self.patch, w * self.patch, 3)
+  return self:pixels(x)
 end
 
 return taehv

@@ -36,7 +36,18 @@ local function orthonormal(q)
   end
 end
 
--- blocks.train(world, o) -> tensors of linear_blocks, and the PSNR in dB on clips held out. o: clips, size, progress
+-- The `count` principal axes [count, n] of moments [n, n], the loudest first.
+function blocks.axes(moments, count)
+  local axes = T.noise({ count, moments.shape[1] }, { seed = 1 })
+  orthonormal(axes)
+  for _ = 1, 60 do
+    axes = axes:matmul(moments)
+    orthonormal(axes)
+  end
+  return axes
+end
+
+-- blocks.train(world, o) -> tensors of linear_blocks and the second moments of the blocks, and the PSNR in dB on clips held out. o: clips, size, progress
 function blocks.train(world, o)
   local n = blocks.block[1] * blocks.block[2] * blocks.block[3] * 3
   local compute = melies.compute()
@@ -52,12 +63,7 @@ function blocks.train(world, o)
   local mean = sum * (1 / count)
   local column = mean:reshape(n, 1)
   local covariance = product * (1 / count) - column:matmul(mean:reshape(1, n))
-  local axes = T.noise({ blocks.latent, n }, { seed = 1 })
-  orthonormal(axes)
-  for _ = 1, 60 do
-    axes = axes:matmul(covariance)
-    orthonormal(axes)
-  end
+  local axes = blocks.axes(covariance, blocks.latent)
   local deviation = (axes:matmul(covariance) * axes):sum(2):sqrt()
   local gain = deviation ^ -0.5
   local total = (deviation * gain):sumsq() / blocks.latent
@@ -65,7 +71,7 @@ function blocks.train(world, o)
   local encoder = (axes * gain:reshape(blocks.latent, 1)):contiguous()
   local decoder = (axes / gain:reshape(blocks.latent, 1)):transpose(1, 2):contiguous()
   local tensors = { ["encoder.weight"] = encoder, ["encoder.bias"] = encoder:matmul(column):reshape(blocks.latent) * -1,
-    ["decoder.weight"] = decoder, ["decoder.bias"] = mean }
+    ["decoder.weight"] = decoder, ["decoder.bias"] = mean, moments = product * (1 / count) }
   local off, values = 0, 0
   for index = 1, 40 do
     local x = cut(world.clip({ seed = 3, index = index, size = o.size, frames = 17, split = "heldout" }).frames)
