@@ -24,16 +24,67 @@ function stages.blocks(p, job, world)
   local tensors, psnr = blocks.train(world, { clips = 400, size = p.size, progress = function(n) job.stage:step(n) end })
   job:end_stage()
   io.stderr:write(("%d values for a block of 768: %.2f dB on held-out clips\n"):format(blocks.latent, psnr))
-  job:check(melies.weights.save(p.folder .. "/autoencoder.safetensors", tensors, { psnr = ("%.3f"):format(psnr) }))
+  job:check(melies.weights.save(p.folder .. "/code.safetensors", tensors, { psnr = ("%.3f"):format(psnr) }))
+end
+
+local function tensors_of(job, path)
+  local file, out = job:check(melies.weights.open(path)), {}
+  for _, name in ipairs(file:names()) do out[name] = file:get(name):clone() end
+  return out
+end
+
+-- The linear code as a model.
+local function linear(p, job)
+  local tensors, own = tensors_of(job, p.folder .. "/code.safetensors"), {}
+  for name, tensor in pairs(tensors) do
+    if name ~= "moments" then own[name] = tensor end
+  end
+  return melies["models.linear_blocks"].load(melies.weights.from_table(own), { block = part("blocks").block },
+    { compute = "f32" }), tensors
+end
+
+-- Runs to the end, with its watch, and keeps the moving averages.
+local function finish(job, run, watch, path)
+  job:check(watch:follow(run))
+  local ok, message = run:run()
+  watch:finish()
+  job:check(ok, message)
+  local weights = run:weights(true)
+  if path then job:check(melies.weights.save(path, weights)) end
+  return weights
+end
+
+function stages.autoencoder(p, job, world)
+  local autoencoder, folder = part "autoencoder", p.folder .. "/autoencoder"
+  local code, tensors = linear(p, job)
+  local compute = melies.compute()
+  melies.set_compute "f32"
+  local params, run = autoencoder.init(tensors, part("blocks").axes, p.seed), nil
+  melies.set_compute(compute)
+  local function net()
+    local all = {}
+    for name, param in pairs(params) do all[name] = param end
+    for name, value in pairs(run:weights(true)) do all[name] = value end
+    return melies["grad.taehv"].net(all)
+  end
+  local watch = job:check(train_watch.new { folder = folder, steps = p.autoencoder_steps, title = "starter: decoder",
+    bar = job:progress("autoencoder", p.autoencoder_steps), best = false, heldout_every = 250,
+    heldout = function() return 10 ^ (autoencoder.psnr(net(), world, { size = p.size, count = 8 }) / -10) end })
+  run = job:check(autoencoder.train(world, { params = params, linear = code, folder = folder, size = p.size, batch = 2,
+    steps = p.autoencoder_steps, lr = 2e-3, seed = p.seed, on_step = watch.on_step }))
+  local weights = finish(job, run, watch)
+  for name, param in pairs(params) do weights[name] = weights[name] or param.value end
+  local psnr = autoencoder.psnr(melies["grad.taehv"].net(weights), world, { size = p.size, count = 40 })
+  io.stderr:write(("autoencoder: %.2f dB on held-out clips\n"):format(psnr))
+  job:check(melies.weights.save(p.folder .. "/autoencoder.safetensors", weights, { psnr = ("%.3f"):format(psnr) }))
 end
 
 function stages.tokenizer(p, job, world) job:check(part("tokenizer").train(world, p.folder)) end
 
 function stages.latents(p, job, world)
-  local file = job:check(melies.weights.open(p.folder .. "/autoencoder.safetensors"))
-  local net = melies["models.linear_blocks"].load(file, { block = part("blocks").block }, { compute = "f32" })
+  local code = linear(p, job)
   job:progress("latents", p.clips)
-  job:check(part("latents").make(world, net, { folder = p.folder .. "/latents", size = p.size, clips = p.clips,
+  job:check(part("latents").make(world, code, { folder = p.folder .. "/latents", size = p.size, clips = p.clips,
     progress = function(n) job.stage:step(n) end }))
   job:end_stage()
 end
@@ -43,8 +94,7 @@ function stages.transformer(p, job, world)
   local folder = p.folder .. "/transformer"
   local store = job:check(part("latents").open(p.folder .. "/latents"))
   local tokenizer = job:check(melies.tokenizer.load(p.folder .. "/spiece.model"))
-  local decoder = melies["models.linear_blocks"].load(job:check(melies.weights.open(p.folder ..
-    "/autoencoder.safetensors")), { block = part("blocks").block })
+  local decoder = linear(p, job)
   local shape, run = { store:get(1).shape[1], 5, p.size / 8, p.size / 8 }, nil
   local watch = job:check(train_watch.new { folder = folder, steps = p.steps, title = "starter: transformer",
     sample_every = p.sample_every, bar = job:progress("transformer", p.steps), sample = function()
@@ -59,73 +109,59 @@ function stages.transformer(p, job, world)
     end })
   run = job:check(transformer.train(world, { folder = folder, latents = store, tokenizer = tokenizer, steps = p.steps,
     batch = p.batch, lr = p.rate, seed = p.seed, on_step = watch.on_step }))
-  job:check(watch:follow(run))
-  local ok, message = run:run()
-  watch:finish()
-  job:check(ok, message)
-  job:check(melies.weights.save(p.folder .. "/transformer.safetensors", run:weights(true)))
+  finish(job, run, watch, p.folder .. "/transformer.safetensors")
 end
 
 function stages.few_steps(p, job, world)
   local transformer = part "transformer"
-  local file = job:check(melies.weights.open(p.folder .. "/transformer.safetensors"))
-  local weights = {}
-  for _, name in ipairs(file:names()) do weights[name] = file:get(name) end
+  local weights = tensors_of(job, p.folder .. "/transformer.safetensors")
   local watch = job:check(train_watch.new { folder = p.folder .. "/few_steps", steps = p.few_steps_steps,
     title = "starter: four steps", bar = job:progress("four steps", p.few_steps_steps) })
   local run = job:check(part("few_steps").train(world, transformer, { weights = weights, guidance = guidance,
     store = job:check(part("latents").open(p.folder .. "/latents")), folder = p.folder .. "/few_steps",
     tokenizer = job:check(melies.tokenizer.load(p.folder .. "/spiece.model")), steps = p.few_steps_steps,
     batch = p.batch, lr = p.rate / 5, seed = p.seed, on_step = watch.on_step }))
-  job:check(watch:follow(run))
-  local ok, message = run:run()
-  watch:finish()
-  job:check(ok, message)
-  job:check(melies.weights.save(p.folder .. "/few_steps.safetensors", run:weights(true)))
+  finish(job, run, watch, p.folder .. "/few_steps.safetensors")
 end
 
 -- The model folder: bf16 weights, the tokenizer, and config.json.
 function stages.export(p, job)
-  local transformer, blocks = part "transformer", part "blocks"
+  local transformer = part "transformer"
   local to = p.folder .. "/model"
   job:check(melies.fs.make(to))
   local function write(name, tensors) job:check(melies.weights.save(to .. "/" .. name, tensors)) end
-  local all = job:check(melies.weights.open(p.folder .. "/transformer.safetensors"))
+  local function halves(tensors)
+    for name, tensor in pairs(tensors) do tensors[name] = tensor:to("bf16") end
+    return tensors
+  end
   local parts = { dit = {}, text_encoder = {} }
-  for _, name in ipairs(all:names()) do
+  for name, tensor in pairs(tensors_of(job, p.folder .. "/transformer.safetensors")) do
     local kind, own = name:match "^([%w_]+)/(.*)$"
-    if parts[kind] then parts[kind][own] = all:get(name):to("bf16") end
+    if parts[kind] then parts[kind][own] = tensor end
   end
-  write("dit.safetensors", parts.dit)
-  write("text_encoder.safetensors", parts.text_encoder)
-  local function half(path)
-    local file, tensors = melies.weights.open(path), {}
-    for _, name in ipairs(file and file:names() or {}) do tensors[name] = file:get(name):to("bf16") end
-    return file and tensors
-  end
-  local few = half(p.folder .. "/few_steps.safetensors")
-  if few then write("dit_few.safetensors", few) end
-  local auto = job:check(melies.weights.open(p.folder .. "/autoencoder.safetensors"))
-  local linear = {}
-  for _, name in ipairs(auto:names()) do linear[name] = auto:get(name) end
-  write("autoencoder.safetensors", linear)
+  write("dit.safetensors", halves(parts.dit))
+  write("text_encoder.safetensors", halves(parts.text_encoder))
+  local few = melies.fs.stat(p.folder .. "/few_steps.safetensors")
+  if few then write("dit_few.safetensors", halves(tensors_of(job, p.folder .. "/few_steps.safetensors"))) end
+  write("autoencoder.safetensors", halves(tensors_of(job, p.folder .. "/autoencoder.safetensors")))
   job:check(melies.fs.write(to .. "/spiece.model", job:check(melies.fs.read(p.folder .. "/spiece.model"))))
   local dit, text = transformer.dit, transformer.text
   job:check(melies.fs.write(to .. "/config.json", melies.json.encode({
     dit = { layout = "wan2.1 t2v", dim = dit.dim, heads = dit.heads, ffn = dit.ffn, layers = dit.layers,
       freq_dim = dit.freq_dim, text_dim = dit.text_dim, text_len = transformer.text_len, in_channels = dit.channels,
-      out_channels = dit.channels, patch = dit.patch, prediction = "flow: velocity = noise - data; timestep = 1000 * sigma" },
+      out_channels = dit.channels, patch = dit.patch,
+      prediction = "flow: velocity = noise - data; timestep = 1000 * sigma" },
     text_encoder = { layout = "umt5", vocab = text.vocabulary, dim = text.dim, dim_attn = text.dim, heads = text.heads,
       ffn = text.ffn, layers = text.layers, buckets = 32, max_distance = 128, eos = 1, pad = 0,
       empty_prompt = "the end mark alone" },
-    autoencoder = { layout = "linear blocks", latent = blocks.latent, block = blocks.block },
+    autoencoder = { layout = "taehv", latent = transformer.dit.channels, pad = "front" },
     sample = { frames = 17, height = p.size, width = p.size, fps = 8, steps = 20, shift = transformer.shift,
       guidance = guidance, sampler = "euler" },
     few_steps = few and { file = "dit_few.safetensors", steps = 4, guidance = 1 } or nil,
   }, { indent = 1 }) .. "\n"))
 end
 
-local order = { "blocks", "tokenizer", "latents", "transformer", "few_steps", "export" }
+local order = { "blocks", "autoencoder", "tokenizer", "latents", "transformer", "few_steps", "export" }
 
 return {
   kind = "recipe", name = "train_starter",
@@ -135,13 +171,14 @@ return {
     folder = { "string", default = "out/starter", help = "of the checkpoints and logs" },
     size = { "integer", default = 96, min = 32, max = 256, help = "pixels of a side, a multiple of 16" },
     clips = { "integer", default = 24000, min = 500, max = 1e7, help = "training clips kept as latents" },
+    autoencoder_steps = { "integer", default = 4000, min = 1, max = 1e7, help = "steps of the autoencoder" },
     steps = { "integer", default = 12000, min = 1, max = 1e7, help = "steps of the transformer" },
     few_steps_steps = { "integer", default = 500, min = 1, max = 1e7, help = "steps of the four-step variant" },
     batch = { "integer", default = 16, min = 1, max = 4096, help = "clips a step" },
     rate = { "number", default = 2e-3, min = 1e-6, max = 1, help = "learning rate" },
     sample_every = { "integer", default = 1000, min = 1, help = "steps between two sheets to look at" },
   },
-  order = { "stage", "folder", "size", "clips", "steps", "few_steps_steps", "batch", "rate", "sample_every" },
+  order = { "stage", "folder", "size", "clips", "autoencoder_steps", "steps", "few_steps_steps", "batch", "rate", "sample_every" },
   run = function(p, job)
     local world = part "../world/init"
     job:check(melies.fs.make(p.folder))

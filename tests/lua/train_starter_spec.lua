@@ -5,7 +5,8 @@ local melies = require "melies"
 local root = os.getenv "MELIES_ROOT"
 local world = dofile(root .. "/recipes/starter/world/init.lua")
 local folder = t.folder()
-local small = { folder = folder, size = 32, clips = 500, steps = 3, few_steps_steps = 2, batch = 4, sample_every = 3 }
+local small = { folder = folder, size = 32, clips = 500, steps = 3,
+  autoencoder_steps = 2, few_steps_steps = 2, batch = 4, sample_every = 3 }
 
 local function train(stage, changed)
   local p = { stage = stage }
@@ -16,7 +17,7 @@ end
 
 t.test("the blocks' axes: the decoder is the encoder's inverse on the latent", function()
   train "blocks"
-  local file = assert(melies.weights.open(folder .. "/autoencoder.safetensors"))
+  local file = assert(melies.weights.open(folder .. "/code.safetensors"))
   t.ok(tonumber(file.metadata.psnr) > 20, file.metadata.psnr)
   local e, d = file:get "encoder.weight", file:get "decoder.weight"
   local product = e:matmul(d) -- one is the other's inverse on the latent
@@ -24,6 +25,42 @@ t.test("the blocks' axes: the decoder is the encoder's inverse on the latent", f
     local row = product:select(1, i)
     for j = 1, 48 do t.ok(math.abs(row:get(j) - (i == j and 1 or 0)) < 1e-3) end
   end
+end)
+
+-- The code of the blocks as the model linear_blocks reads it.
+local function linear()
+  local file, own = assert(melies.weights.open(folder .. "/code.safetensors")), {}
+  for _, name in ipairs(file:names()) do
+    if name ~= "moments" then own[name] = file:get(name) end
+  end
+  return melies["models.linear_blocks"].load(melies.weights.from_table(own), {}, { compute = "f32" })
+end
+
+t.test("the autoencoder begins as the linear code, in TAEHV's layout, and learns from there", function()
+  local parts = root .. "/recipes/starter/train/"
+  local autoencoder, blocks = dofile(parts .. "autoencoder.lua"), dofile(parts .. "blocks.lua")
+  local file, code = assert(melies.weights.open(folder .. "/code.safetensors")), {}
+  for _, name in ipairs(file:names()) do code[name] = file:get(name):clone() end
+  local compute = melies.compute()
+  melies.set_compute "f32"
+  local start = {}
+  for name, param in pairs(autoencoder.init(code, blocks.axes, 1)) do start[name] = param.value end
+  local net = melies["models.taehv"].load(melies.weights.from_table(start), { pad = "front" }, { compute = "f32" })
+  local plain = linear()
+  for index = 1, 3 do
+    local clip = world.clip { seed = 3, index = index, size = 32, frames = 17 }
+    local latent = plain:encode(clip.frames)
+    t.ok((net:encode(clip.frames) - latent):norm() < 0.05 * latent:norm())
+    local film = clip.frames:to("f32") * (1 / 255)
+    local mine, best = (net:decode(latent) - film):sumsq(), (plain:decode(latent) - film):sumsq()
+    t.ok(mine < 1.05 * best, mine / best)
+  end
+  melies.set_compute(compute)
+  train "autoencoder"
+  local trained = assert(melies.weights.open(folder .. "/autoencoder.safetensors"))
+  t.ok(tonumber(trained.metadata.psnr) > 20, trained.metadata.psnr)
+  t.eq((trained:get "encoder.13.weight" - start["encoder.13.weight"]):norm(), 0) -- the latent space stays
+  t.ok((trained:get "decoder.22.weight" - start["decoder.22.weight"]):norm() > 0)
 end)
 
 t.test("the tokenizer has a piece for each word of the world", function()
@@ -49,8 +86,7 @@ t.test("latents are those of the clips, with the share of the subject beside the
   local store = assert(latents.open(folder .. "/latents"))
   t.eq(store.count, 500)
   local latent, mask = store:get(123)
-  local net = require("melies.models.linear_blocks").load(assert(melies.weights.open(folder .. "/autoencoder.safetensors")),
-    {}, { compute = "f32" })
+  local net = linear()
   local clip = world.clip { seed = latents.seed, index = 123, size = 32, frames = 17 }
   t.close(latent:to("f32"), net:encode(clip.frames), 0.02, 0)
   t.eq(table.concat(mask.shape, " "), "5 4 4")

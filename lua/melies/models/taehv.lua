@@ -9,8 +9,10 @@
 --
 -- All widths, the patch, the time factors and the variant are read from the tensors. One latent frame gives 4 frames;
 -- the first three of a clip are dropped, so t latent frames are 4t - 3 frames. A clip whose length is not a multiple
--- of 4 is encoded with its last frame repeated. Work goes one latent frame at a time, encoding and decoding.
--- config: space_upscale, three booleans (true: the layers up-sample; not visible in the tensors of the base variant).
+-- of 4 is encoded with its last frame repeated, or with its first (config.pad = "front"). Work goes one latent frame at a
+-- time, encoding and decoding.
+-- config: pad, "front" or "back"; space_upscale, three booleans (true: the layers up-sample; not visible in the tensors of
+-- the base variant).
 local melies = require "melies"
 local kit = require "melies.modelkit"
 local T = melies.tensor
@@ -188,7 +190,9 @@ function Net:encode(video)
   local step = self.time_down
   local count = x.shape[1]
   local missing = -count % step
-  if missing > 0 then x = x:pad(1, 0, missing, "edge") end
+  if missing > 0 then
+    if self.pad == "front" then x = x:pad(1, missing, 0, "edge") else x = x:pad(1, 0, missing, "edge") end
+  end
   local states, out = {}, {}
   for first = 1, count + missing, step do
     local frames = T.pixel_unshuffle(x:slice(1, first, first + step - 1), self.patch):to(self.dtype)
@@ -226,8 +230,12 @@ end
 local function load(weights, config, options)
   config = config or {}
   local compute, trace = kit.options(NAME, options)
+  local pad = config.pad or "back"
+  if pad ~= "back" and pad ~= "front" then
+    error(("%s: config.pad is '%s', wanted front or back"):format(NAME, tostring(pad)), 0)
+  end
   local r = kit.reader(NAME, weights, { anchor = "decoder.22.weight" })
-  local net = setmetatable({ name = NAME, dtype = compute, trace = trace }, Net)
+  local net = setmetatable({ name = NAME, dtype = compute, trace = trace, pad = pad }, Net)
   local pixels, encoded, decoded
   if r:has("decoder.22.weight") then
     if r:has("decoder.0.weight") then

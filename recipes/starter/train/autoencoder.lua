@@ -212,4 +212,54 @@ function autoencoder.init(code, axes, seed)
   return params
 end
 
+-- ---- learning -----------------------------------------------------------------------------------------------------------
+
+-- A clip as pixels [T, H, W, 3] in 0..1, its latent under the linear code [t, h, w, C] and the subject's mask [T, H, W, 1].
+local function sample(world, linear, o)
+  local clip = world.clip(o)
+  return clip.frames:to("f32") * (1 / 255), linear:encode(clip.frames):permute(2, 3, 4, 1):contiguous(),
+    clip.mask:to("f32"):unsqueeze(-1) * (1 / 255)
+end
+
+-- PSNR in dB of `count` whole held-out clips through encoder and decoder.
+function autoencoder.psnr(net, world, o)
+  local off, values = 0, 0
+  for i = 1, o.count do
+    local clip = world.clip { seed = 3, index = i, size = o.size, frames = 17, split = "heldout" }
+    local frames = clip.frames:to("f32") * (1 / 255)
+    local back = grad.no_grad(function()
+      return net:decode(net:encode(frames:pad(1, 3, 0, "edge"):unsqueeze(1)))
+    end).value:select(1, 1):slice(1, 4):clamp(0, 1)
+    off, values = off + (back - frames):sumsq(), values + frames:numel()
+  end
+  return -10 * math.log10(off / values)
+end
+
+-- autoencoder.train(world, o) -> run, all parameters (the encoder's too); or nil and a message.
+--   o: params (autoencoder.init), linear (the model of the code), folder, size, steps, batch, lr, seed, on_step
+function autoencoder.train(world, o)
+  local learning = {}
+  for name, p in pairs(o.params) do
+    if name:find "^decoder" then learning[name] = p end
+  end
+  local net = taehv.net(learning)
+  return melies.train.new {
+    params = learning, steps = o.steps, lr = o.lr, schedule = "cosine", warmup = 50, final = 0.02, clip = 0.2,
+    optimiser = muon.new, ema = 0.998, weight_decay = 0, seed = o.seed, folder = o.folder, every = o.every or 250,
+    config = { sizes = autoencoder.sizes, size = o.size, batch = o.batch }, may_differ = { "steps", "lr" },
+    on_step = o.on_step,
+    loss = function(step)
+      local frames, latents, masks = {}, {}, {}
+      for i = 1, o.batch do
+        frames[i], latents[i], masks[i] = sample(world, o.linear,
+          { seed = 5, index = (step.index - 1) * o.batch + i, size = o.size, frames = 17 })
+      end
+      local z = T.stack(latents, 1)
+      -- a little noise: what the transformer gives is not exact either
+      local back = grad.slice(net:decode(z + step:noise(z.shape) * 0.03), 2, 4, 20)
+      return grad.mse(back, T.stack(frames, 1), T.stack(masks, 1) + 1)
+    end,
+  }
+end
+
 return autoencoder
