@@ -178,7 +178,8 @@ return {
     rate = { "number", default = 2e-3, min = 1e-6, max = 1, help = "learning rate" },
     sample_every = { "integer", default = 1000, min = 1, help = "steps between two sheets to look at" },
   },
-  order = { "stage", "folder", "size", "clips", "autoencoder_steps", "steps", "few_steps_steps", "batch", "rate", "sample_every" },
+  order = { "stage", "folder", "size", "clips", "autoencoder_steps", "steps", "few_steps_steps", "batch", "rate",
+    "sample_every" },
   run = function(p, job)
     local world = part "../world/init"
     job:check(melies.fs.make(p.folder))
