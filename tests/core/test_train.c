@@ -386,10 +386,11 @@ static void blends(void) {
 
 // ---- what is refused -----------------------------------------------------------------------------------------------
 
-static mel_tensor *x2, *y2, *vec, *ints, *tokens, *picture, *kernel, *steady;
+static mel_tensor *x2, *y2, *vec, *ints, *tokens, *picture, *kernel, *square, *steady;
 
 static void setup(void) {
     x2 = random_tensor(MEL_F32, SHAPE(40, 6));
+    square = random_tensor(MEL_BF16, SHAPE(6, 6));
     y2 = random_tensor(MEL_BF16, SHAPE(40, 6));
     vec = random_tensor(MEL_BF16, SHAPE(6));
     ints = random_tensor(MEL_I64, SHAPE(40));
@@ -471,6 +472,7 @@ CALL(call_attention,
     mel_attention_backward(tokens, tokens, tokens, tokens, 1, NULL, NULL, true, &out[0], &out[1], &out[2], NULL, err))
 static double value;
 CALL(call_mse, mel_mse(y2, x2, vec, &value, out, err))
+CALL(call_diagonal, mel_add_diagonal(square, 2, 1, out, err))
 CALL(call_entropy, mel_cross_entropy(y2, ints, -1, &value, out, err))
 
 static void allocations(void) {
@@ -479,7 +481,8 @@ static void allocations(void) {
         call_fn fn;
     } calls[] = {{"matmul", call_matmul}, {"conv", call_conv}, {"conv backward", call_conv_backward}, {"sum", call_sum},
         {"scatter", call_scatter}, {"act", call_act}, {"norm", call_norm}, {"group norm", call_group},
-        {"softmax", call_softmax}, {"attention", call_attention}, {"mse", call_mse}, {"cross entropy", call_entropy}};
+        {"softmax", call_softmax}, {"attention", call_attention}, {"mse", call_mse}, {"cross entropy", call_entropy},
+        {"diagonal", call_diagonal}};
     for (size_t c = 0; c < sizeof calls / sizeof *calls; c++) {
         mel_error error;
         int64_t live = mel_mem_live();
@@ -526,6 +529,6 @@ int main(void) {
         RUN(norms);
         RUN(losses);
     }
-    DROP(x2, y2, vec, ints, tokens, picture, kernel, steady);
+    DROP(x2, y2, vec, ints, tokens, picture, kernel, square, steady);
     return CHECK_DONE();
 }
