@@ -215,7 +215,7 @@ function M.analyse(path, opts)
   out.energy = energy_of(out.loudness.momentary, onsets.list)
   if out.loudness.momentary_max <= loudness.SILENCE then out.no_beat = "no beat found: it is silent"
   else
-    local times, bpm, clarity = beats.find(onsets.list, opts.beats)
+    local times, bpm, clarity = beats.find(onsets.list, opts.beats, onsets.ranges)
     if times then out.beats, out.tempo, out.clarity = times, bpm, clarity
     else out.no_beat = "no beat found: " .. bpm end
   end

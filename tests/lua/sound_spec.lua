@@ -113,6 +113,37 @@ for _, bpm in ipairs { 60, 97, 120, 174 } do
   end
 end
 
+t.test("drums: the beat is on the low ones, also where the cymbals between them are the stronger onsets", function()
+  local random = T.uniform({ 200000 }, { seed = 7 })
+  local r, used = random:ptr(), 0
+  local function noise()
+    used = (used + 1) % 200000
+    return 2 * r[used] - 1
+  end
+  local kinds = {
+    kick = { 4000, function(s) return math.sin(2 * math.pi * (50 + 100 * math.exp(-40 * s)) * s) * math.exp(-18 * s) end },
+    snare = { 4000, function(s) return noise() * math.exp(-25 * s) + 0.4 * math.sin(1194 * s) * math.exp(-20 * s) end },
+    hat = { 1500, function(s) return 0.5 * noise() * math.exp(-120 * s) end },
+  }
+  for _, case in ipairs { { 126, "kick", "hat", "kick", "hat" }, { 128, "kick hat", "hat", "snare hat", "hat" } } do
+    local x, k, at = signal(10), 0, 0.2
+    local p, n = x:ptr(), x.shape[1]
+    while at < 9.9 do
+      for kind in case[2 + k % 4]:gmatch "%a+" do
+        local from = math.floor((at + 0.01 * noise()) * RATE)
+        for i = 0, math.min(kinds[kind][1], n - from) - 1 do p[from + i] = p[from + i] + 0.4 * kinds[kind][2](i / RATE) end
+      end
+      k, at = k + 1, at + 30 / case[1]
+    end
+    local a = assert(analysed(x))
+    t.near(a.tempo, case[1], 0.01 * case[1])
+    for _, beat in ipairs(a.beats) do
+      local phase = (beat - 0.2) * case[1] / 60 % 1
+      t.ok(math.min(phase, 1 - phase) < 0.12, ("%d BPM: a beat at %.2f s"):format(case[1], beat))
+    end
+  end
+end)
+
 t.test("no beat: silence, noise, a tone, a tone that glides, too short", function()
   local function reason(x)
     local a = assert(analysed(x))
@@ -208,6 +239,28 @@ t.test("AABA: borders and labels; one part alone", function()
   t.eq(#data.sections, 3)
   t.near(data.beats[2] - data.beats[1], 0.5, 0.02)
   t.ok(sound.plot(a):find("</svg>", 1, true))
+end)
+
+t.test("melies sound: text, JSON, a plot; wrong words", function()
+  local cli, lines = require "melies.sound.cli", {}
+  local function write(text) lines[#lines + 1] = text end
+  assert(media.save_audio(file "x.wav", (clicks(120, 4))))
+  t.eq(cli.main({ file "x.wav", "--plot", file "x.svg" }, write), 0)
+  t.ok(lines[1]:find "tempo       1[12]%d%.%d BPM", lines[1])
+  t.ok(require("melies.fs").read(file "x.svg"):find "<svg")
+  t.eq(cli.main({ "--json", file "x.wav", "--seconds=3.5" }, write), 0)
+  local data = melies.json.decode(lines[2])
+  t.near(data.duration, 3.5, 1e-6)
+  t.eq(#data.energy, 35)
+  local code, message = cli.main({ "--jsn", "x" }, write)
+  t.eq(code, 2)
+  t.ok(message:find "did you mean '%-%-json'", message)
+  code, message = cli.main({}, write)
+  t.eq(code, 2)
+  t.ok(message:find "which file", message)
+  code, message = cli.main({ file "no.wav" }, write)
+  t.eq(code, 1)
+  t.ok(message:find("no.wav", 1, true), message)
 end)
 
 -- ---- storyboards in time ------------------------------------------------------------------------------------

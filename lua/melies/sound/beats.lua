@@ -1,9 +1,11 @@
 -- Onsets, tempo and beats. An onset envelope is a list of numbers at RATE values a second; value i belongs to the time
 -- (i - 1) / RATE seconds.
 --
---   beats.onsets() -> object: :push(power) for rows of power spectra as they come; .list is the envelope
---   beats.tempo(onset, opts) -> bpm, clarity | nil, reason
---   beats.track(onset, bpm, opts) -> times, in seconds      beats.find(onset, opts) -> times, bpm, clarity | nil, reason
+--   beats.onsets() -> object: :push(power) for rows of power spectra as they come; .list is the envelope, .ranges those
+--     of four ranges of frequency, the lowest first, whose mean it is
+--   beats.tempo(onset, opts, ranges) -> bpm, clarity | nil, reason
+--   beats.track(onset, bpm, opts) -> times, in seconds      beats.find(onset, opts, ranges) -> times, bpm,
+--     clarity | nil, reason
 local lib = require "melies.ffi.lib"
 local T = require "melies.tensor"
 
@@ -13,7 +15,7 @@ M.RATE = 100      -- values of the envelope a second
 M.WINDOW = 1024   -- samples at 48000 Hz: 21 ms
 local BANDS = 40
 local LAG = 2     -- frames between which energy grows: windows that do not overlap
-local MIN_ONSET = 0.02 -- one band that begins at -60 dB; a tone that glides stays below
+local MIN_ONSET = 0.03 -- one band that begins at -60 dB; a tone that glides stays below
 
 -- ---- bands ---------------------------------------------------------------------------------------------
 
@@ -39,17 +41,33 @@ end
 -- log10(1 + 1000 |X|): amplitudes from -60 dB up are heard.
 function M.log_bands(power, bank) return ((power:matmul(bank):sqrt() * 1000) + 1):log() * (1 / math.log(10)) end
 
+-- Four ranges that count alike, since cymbals fill many bands and drums few: [bands, 4], the sum of a column is 1.
+local RANGES = { 250, 1000, 4000, math.huge } -- up to Hz
+local function weights(bands, low, high)
+  local range, counts, out = {}, {}, {}
+  for b = 1, bands do
+    local centre, k = hertz(mel(low) + (mel(high) - mel(low)) * b / (bands + 1)), 1
+    while centre >= RANGES[k] do k = k + 1 end
+    range[b], counts[k] = k, (counts[k] or 0) + 1
+  end
+  for b = 1, bands do
+    for k = 1, #RANGES do out[#out + 1] = range[b] == k and 1 / counts[k] or 0 end
+  end
+  return T.of(out, { bands, #RANGES })
+end
+
 -- ---- onsets ---------------------------------------------------------------------------------------------
 
 local Onsets = {}
 Onsets.__index = Onsets
 
 function M.onsets()
-  return setmetatable({ list = {}, bank = M.mel_bank(BANDS, M.WINDOW, 48000, 30, 16000) }, Onsets)
+  return setmetatable({ list = {}, ranges = { {}, {}, {}, {} }, bank = M.mel_bank(BANDS, M.WINDOW, 48000, 30, 16000),
+    weights = weights(BANDS, 30, 16000) }, Onsets)
 end
 
 -- Spectral flux on log-mel bands with a maximum over neighbouring bands, so that a tone that glides is no onset (Böck and
--- Widmer 2013, SuperFlux): mean over b of max(0, X[t, b] - max(X[t - LAG, b - 1], X[t - LAG, b], X[t - LAG, b + 1])).
+-- Widmer 2013, SuperFlux): weighted mean over b of max(0, X[t, b] - max(X[t - LAG, b - 1], X[t - LAG, b], X[t - LAG, b + 1])).
 function Onsets:push(power)
   local now = M.log_bands(power, self.bank)
   if not self.last then self.last = now:slice(1, 1, 1):expand { LAG, BANDS }:contiguous() end
@@ -59,8 +77,16 @@ function Onsets:push(power)
   local left = before:pad(2, 1, 0, 0):slice(2, 1, BANDS)
   local right = before:pad(2, 0, 1, 0):slice(2, 2, BANDS + 1)
   local highest = T.maximum(T.maximum(before, left), right)
-  local flux = (now - highest):relu():mean(2):list()
-  for i = 1, n do self.list[#self.list + 1] = flux[i] end
+  local flux = (now - highest):relu():matmul(self.weights):list()
+  local count = #self.ranges
+  for i = 0, n - 1 do
+    local sum = 0
+    for k, list in ipairs(self.ranges) do
+      list[#list + 1] = flux[i * count + k]
+      sum = sum + flux[i * count + k]
+    end
+    self.list[#self.list + 1] = sum / count
+  end
   self.last = all:slice(1, n + 1, n + LAG):clone()
 end
 
@@ -85,10 +111,9 @@ local function centred(onset)
   return out, math.sqrt(squares / math.max(1, n))
 end
 
--- Mean autocorrelation of windows of `size` values, each normalised: list from lag 0 (index 1) to `lags`.
-local function autocorrelation(x, size, lags)
-  local sums, weight = {}, 0
-  for lag = 0, lags do sums[lag + 1] = 0 end
+-- Adds what one list gives to the sums; returns its power.
+local function add_products(x, size, lags, sums)
+  local weight = 0
   for at = 1, math.max(1, #x - size / 2), size / 2 do
     local last = math.min(#x, at + size - 1)
     local zero = 0
@@ -104,18 +129,37 @@ local function autocorrelation(x, size, lags)
       weight = weight + zero
     end
   end
+  return weight
+end
+
+-- Mean autocorrelation of windows of `size` values of the lists, over their power: list from lag 0 (index 1) to `lags`.
+local function autocorrelation(lists, size, lags)
+  local sums, weight = {}, 0
+  for lag = 0, lags do sums[lag + 1] = 0 end
+  for _, x in ipairs(lists) do
+    weight = weight + add_products(x, size, lags, sums)
+  end
   for lag = 0, lags do sums[lag + 1] = weight > 0 and sums[lag + 1] / weight or 0 end
   return sums
 end
 
--- Mean magnitude of the spectrum of windows of `size`, list from frequency 0.
-local function periodicity(x, size)
+local function magnitudes(x, size)
   local samples = T.of(x, { #x, 1 })
   local count = math.max(1, math.floor(2 * #x / size) - 1)
   local first = #x < size and -math.floor((size - #x) / 2) or 0
   local box = lib.out "mel_tensor*"
   lib.call(lib.C.mel_power_spectrum, samples.handle, first, size, size / 2, count, box)
-  return T.wrap(box[0]):sqrt():mean(1):list()
+  return T.wrap(box[0]):sqrt():mean(1)
+end
+
+-- Mean magnitude of the spectra of windows of `size` values of the lists, list from frequency 0.
+local function periodicity(lists, size)
+  local sums
+  for _, x in ipairs(lists) do
+    local more = magnitudes(x, size)
+    sums = sums and sums + more or more
+  end
+  return sums:list()
 end
 
 local function between(list, at) -- 0-based, linear
@@ -139,12 +183,14 @@ end
 
 local TEMPO = { low = true, high = true, centre = true, width = true, clarity = true }
 
--- The tempo whose period tau has the largest A(tau) * F(1 / tau) * W(tau). A, the autocorrelation, also has peaks at whole
+-- The tempo whose period tau has the largest A(tau) * sqrt(F(1 / tau)) * W(tau). A, the autocorrelation, also has peaks at whole
 -- multiples of the period, F, the magnitude of the spectrum, at whole parts of it: only the period itself is in both
 -- (Peeters 2007). W = exp(-(log2(bpm / centre) / width)^2 / 2) is how people tap (Ellis 2007).
--- opts: low, high (30, 300 BPM), centre (120), width (1 octave), clarity (0.1: the least A that is a beat; never less than
+-- Both are taken in each of the ranges, where there are some: a drum and a cymbal by turns are no tempo twice as high
+-- (Scheirer 1998).
+-- opts: low, high (30, 300 BPM), centre (120), width (0.8 octaves), clarity (0.1: the least A that is a beat; never less than
 -- four standard deviations of A for noise, 4 / sqrt(n)). Returns BPM and A, or nil and the reason.
-function M.tempo(onset, opts)
+function M.tempo(onset, opts, ranges)
   opts = opts or {}
   lib.check_options("sound.tempo", opts, TEMPO)
   local low, high = opts.low or 30, opts.high or 300
@@ -153,7 +199,8 @@ function M.tempo(onset, opts)
   local highest = 0
   for i = 1, n do highest = math.max(highest, onset[i]) end
   if highest < MIN_ONSET then return nil, "nothing begins in it: no onsets" end
-  local x = centred(onset)
+  local x = {}
+  for k, list in ipairs(ranges or { onset }) do x[k] = centred(list) end
   local lags = math.min(math.floor(60 / low * M.RATE) + 2, math.floor(n / 2))
   local size = 1024
   local a = autocorrelation(x, math.max(size, 4 * lags), lags)
@@ -164,8 +211,8 @@ function M.tempo(onset, opts)
     local lag = 60 * M.RATE / tempo
     if lag <= lags - 1 then
       local here = between(a, lag)
-      local w = math.exp(-0.5 * (math.log(tempo / (opts.centre or 120)) / math.log(2) / (opts.width or 1)) ^ 2)
-      local score = math.max(0, here) * between(f, tempo / 60 * size / M.RATE) * w
+      local w = math.exp(-0.5 * (math.log(tempo / (opts.centre or 120)) / math.log(2) / (opts.width or 0.8)) ^ 2)
+      local score = math.max(0, here) * math.sqrt(between(f, tempo / 60 * size / M.RATE)) * w
       if score > best then best, bpm, clarity = score, tempo, here end
     end
   end
@@ -254,15 +301,44 @@ local function slope(times)
   return sum / count
 end
 
--- opts: those of tempo and track.
-function M.find(onset, opts)
+-- Mean of the highest values near each time.
+local function strength(list, times)
+  local sum = 0
+  for _, at in ipairs(times) do
+    local i, best = math.floor(at * M.RATE + 0.5) + 1, 0
+    for k = math.max(1, i - 3), math.min(#list, i + 3) do best = math.max(best, list[k]) end
+    sum = sum + best
+  end
+  return sum / math.max(1, #times)
+end
+
+-- Cymbals halfway between the beats may be the stronger onsets; drums that carry the beat are low. Where twice as much low
+-- sound begins halfway as on the beats, the beats are there.
+local function on_drums(times, low)
+  local halfway = {}
+  for i = 1, #times - 1 do
+    local middle = (times[i] + times[i + 1]) / 2
+    local at, reach = math.floor(middle * M.RATE + 0.5) + 1, math.floor((times[i + 1] - times[i]) * M.RATE / 16)
+    local best = at
+    for k = math.max(1, at - reach), math.min(#low, at + reach) do
+      if low[k] > (low[best] or 0) then best = k end
+    end
+    halfway[i] = (best - 1) / M.RATE
+  end
+  local there = strength(low, halfway)
+  return there > 0.3 and there > 2 * strength(low, times) and halfway or times
+end
+
+-- opts: those of tempo and track. ranges: as onsets() gives them, where there are some.
+function M.find(onset, opts, ranges)
   local tempo, track = {}, {}
   for key, value in pairs(opts or {}) do
     if TRACK[key] then track[key] = value else tempo[key] = value end
   end
-  local bpm, clarity = M.tempo(onset, tempo)
+  local bpm, clarity = M.tempo(onset, tempo, ranges)
   if not bpm then return nil, clarity end
   local times = M.track(onset, bpm, track)
+  if ranges and #times > 4 then times = on_drums(times, ranges[1]) end
   if #times < 4 then return nil, ("only %d beats are in it"):format(#times) end
   return times, 60 / slope(times), clarity
 end
