@@ -130,7 +130,9 @@ function M.run(job, board, opts)
   local steering = require("melies.steer").new(job, opts)
   local film = { job = job, model = model, work = work, overlap = opts.overlap or 1, anchor = opts.anchor or 0.5,
     tries = opts.tries or 1, checks = job:check(pass.parse(opts.checks or "")), steer = steering }
-  local passes = steering:passes(job:check(pass.parse(opts.passes or "")))
+  local moves, passes = require("melies.latent_camera").take(job:check(pass.parse(opts.passes or "")))
+  film.moves = job:check(moves, passes)
+  passes = steering:passes(passes)
   local bank = opts.bank or "read"
   local notes
   film.board, notes = board_of(job, board, model, steering, not work.memory and work.folder .. "/storyboard.json", bank)
@@ -185,7 +187,8 @@ function M.params(own)
     anchor = { "number", default = 0.5, min = 0, max = 1, help = "how much the colours of a shot's beginning hold; 0: none" },
     checks = { "string", default = "black_frames; broken_frames", help = "what every shot must pass: melies list checks" },
     tries = { "integer", default = 2, min = 1, max = 100, help = "attempts at a shot that fails its checks" },
-    passes = { "string", default = "deflicker", help = "what the joined film goes through: melies list passes" },
+    passes = { "string", default = "deflicker; color_match: scope=shot, strength=0.5",
+      help = "what the joined film goes through: melies list passes" },
     likeness = { "number", default = 0.5, min = 0, max = 1, help = "how much shots of one place are drawn to each other" },
     bank = { "enum", choices = { "read", "on", "off" }, default = "read",
       help = "the project's memory: read: it is used; on: finished shots are remembered too" },

@@ -155,7 +155,8 @@ local FRAMES = { texts = true, frames = true, window = true, overlap = true, rel
 local function geometry(model, p, opts)
   local overlap = opts.overlap or 1
   local shape, message = model:latent_shape { frames = math.min(opts.window or model.defaults.frames, opts.frames
-    + (opts.known and 1 + (overlap - 1) * model.stride[1] or 0)), width = opts.width or p.width, height = opts.height or p.height }
+    + (opts.known and 1 + (overlap - 1) * model.stride[1] or 0)), width = opts.width or p.width,
+    height = opts.height or p.height }
   if not shape then return nil, message end
   return shape, model:frame_count(shape[2]), math.min(overlap, shape[2]), overlap
 end
@@ -173,9 +174,9 @@ end
 -- opts: texts (job:texts), frames (how many in all), window (frames of a chunk; default: the model's own number), overlap
 -- (latent frames that chunks share, default 1), release (below this sigma the shared frames are free; 0: held to the end),
 -- known (frames [n, H, W, 3] before the first: the film goes on from them, and they are not given again), anchor (0..1,
--- default 0.5; 0: none), look ({ mean =, deviation = } in Lab that it holds to, in place of its own first chunk's), free_noise
--- (default true), seed, label, width and height (default: the job's), around (function(denoise, shape) -> denoise). seed
--- and anchor may be functions of the chunk's number.
+-- default 0.5; 0: none), look ({ mean =, deviation = } in Lab that it holds to, not its own first chunk's), free_noise
+-- (default true), seed, label, width and height (default: the job's), around (function(denoise, shape, first latent frame)
+-- -> denoise). seed and anchor may be functions of the chunk's number.
 function M.frames(job, model, opts)
   lib.check_options("longform.frames", opts, FRAMES)
   local p = job.params
@@ -210,7 +211,7 @@ function M.frames(job, model, opts)
       before = model:encode_video(known)
     end
     local denoise = job:guide(model, texts)
-    if opts.around then denoise = opts.around(denoise, shape) end
+    if opts.around then denoise = opts.around(denoise, shape, first) end
     if before then
       local free, held = denoise, require("melies.consistency").hold_first(denoise, model, before, noise)
       denoise = function(x, sigma) return sigma >= release and held(x, sigma) or free(x, sigma) end

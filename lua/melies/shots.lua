@@ -7,7 +7,7 @@
 --   shots.frames_of(film, i, attempt, sub) -> next()      the frames of a shot that are shown
 --   shots.render(film, i, sub)                 attempts until one passes or all are used
 --   shots.next_attempt(film, i, attempt, report, try) -> attempt, words       what the failed checks' remedies make of an attempt
--- film: job, model, work, shots, recall, steer, checks, tries, overlap, anchor.
+-- film: job, model, work, shots, recall, steer, checks, tries, overlap, anchor, moves (of melies.latent_camera).
 --
 -- An attempt: try (its number), store (the attempt whose folder has its latents), seeds and anchors ({ from chunk, value }
 -- lists, the last one that holds), steps, window, passes, used (remedies that were tried on the way). Folders: shot-001, then
@@ -23,6 +23,12 @@ local T = require "melies.tensor"
 local M = {}
 
 local SEEDS = 1000003 -- between the attempts at a shot
+
+local function copy(list)
+  local out = {}
+  for k, v in pairs(list) do out[k] = type(v) == "table" and copy(v) or v end
+  return out
+end
 
 -- ---- folders -----------------------------------------------------------------------------------------
 
@@ -115,6 +121,20 @@ local function chunk_options(film, i, attempt)
     known = first or known and M.last_of(film.work, i - 1).frames }, first
 end
 
+-- What is done to the estimates of a shot while it is sampled.
+local function around(film, i)
+  local list = { film.recall:around(i, function(k) return M.last_of(film.work, k).plate end) }
+  for _, move in ipairs(film.moves or {}) do
+    local own = copy(move)
+    own.frames = 1 + math.ceil((film.shots[i].frames - 1) / film.model.stride[1])
+    list[#list + 1] = require("melies.latent_camera").around(own)
+  end
+  return #list > 0 and function(denoise, shape, first)
+    for _, fn in ipairs(list) do denoise = fn(denoise, shape, first) end
+    return denoise
+  end or nil
+end
+
 function M.frames_of(film, i, attempt, sub)
   local job, model, shot = film.job, film.model, film.shots[i]
   local before, next_frame, first = job.work, nil, nil
@@ -136,7 +156,7 @@ function M.frames_of(film, i, attempt, sub)
       options.seed = function(chunk) return at_chunk(attempt.seeds, chunk) end
       options.anchor = function(chunk) return at_chunk(attempt.anchors, chunk) end
       options.look = film.recall:look()
-      options.around = film.recall:around(i, function(k) return M.last_of(film.work, k).plate end)
+      options.around = around(film, i)
       options.label = ("shot %d part "):format(i)
       next_frame = longform.frames(job, model, options)
       if first then
@@ -157,12 +177,6 @@ function M.frames_of(film, i, attempt, sub)
 end
 
 -- ---- attempts --------------------------------------------------------------------------------------------
-
-local function copy(list)
-  local out = {}
-  for k, v in pairs(list) do out[k] = type(v) == "table" and copy(v) or v end
-  return out
-end
 
 function M.first_attempt(film, i)
   return { try = 1, store = 1, seeds = { { 1, film.shots[i].seed } }, anchors = { { 1, film.anchor } }, passes = {}, used = {} }

@@ -138,4 +138,36 @@ t.test("known cuts and transitions: no check judges a fade, nor takes a blink fo
   t.eq(#judged.shots, 2)
 end)
 
+t.test("a camera that moves in the latent: the scene of the estimates goes the other way", function()
+  local ground = melies.video.blur(melies.noise({ 24, 24, 3 }, { seed = 4 }), 1.5)
+  local still = ground:permute(3, 1, 2):unsqueeze(2):expand { 3, 5, 24, 24 }:contiguous()
+  local denoise = melies.latent_camera.around { pan = 0.25, strength = 1 }(function() return still end, still.shape)
+  t.eq((denoise(still, 0.3) - still):abs():amax(), 0, "where there is little noise nothing is moved")
+  local x0 = still
+  for _ = 1, 6 do -- as over steps: each estimate goes on from the one before
+    local last = x0
+    x0 = melies.latent_camera.around { pan = 0.25, strength = 1 }(function() return last end, still.shape)(last, 1)
+  end
+  local function shifted(t1, by) -- frame t1 against the ground, `by` columns further to the right
+    local a = x0:select(2, t1):slice(3, 9, 16)
+    return (a - still:select(2, 1):slice(3, 9 + by, 16 + by)):abs():mean()
+  end
+  print(("     apart at the end %.4f, shifted %.4f"):format(shifted(5, 0), shifted(5, 3)))
+  t.ok(shifted(5, 3) < 0.85 * shifted(5, 0), "at the end what was on the right is in the middle")
+  t.ok(shifted(1, -3) < 0.85 * shifted(1, 0), "at the beginning what was on the left")
+  local function motion(passes)
+    local frames = assert(melies.run("film", { prompt = "A red ball on the grass.", steps = 6, checks = "", passes = passes,
+      bank = "off", seed = 3 }))
+    local n, sum = frames.shape[1], 0
+    for i = 2, n do sum = sum + melies.video.flow(frames:select(1, i - 1), frames:select(1, i)):select(3, 1):mean() end
+    return sum
+  end
+  local pan, none = motion "camera: pan=0.6, space=latent", motion ""
+  print(("     columns of motion: %.2f, with the camera to the right %.2f"):format(none, pan))
+  t.ok(pan < none, "the picture goes to the left")
+  local _, message = melies.run("film", { prompt = "A ball.", steps = 1, bank = "off",
+    passes = "camera: dolly=0.2, space=latent" })
+  t.ok(tostring(message):find("dolly", 1, true), message)
+end)
+
 t.finish()

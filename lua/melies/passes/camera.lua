@@ -5,6 +5,7 @@
 -- 2 x^3. The picture is enlarged as far as the move needs so that no border shows. dolly d moves what is near more than
 -- what is far: a place at distance z from the centre is enlarged by 1 + d x near(z). near is a guess from the shot's first
 -- frame: 0.6 (how low it lies) + 0.4 (how sharp it is, blurred); there is no depth in it.
+-- space=latent: films make the move while they sample (melies.latent_camera), in each shot; such an entry is no pass then.
 local melies = require "melies"
 
 local function guess_depth(frame)
@@ -29,9 +30,11 @@ return {
     roll = { "number", default = 0, min = -180, max = 180, help = "degrees clockwise" },
     dolly = { "number", default = 0, min = -0.5, max = 1, help = "forwards, in share of the near things' size" },
     seconds = { "number", min = 0.01, max = 3600, help = "length of the move (default: the shot's, else 4)" },
+    space = { "enum", choices = { "pixel", "latent" }, default = "pixel", help = "latent: the model draws what comes into view" },
     ease = { "boolean", default = true, help = "slow at both ends" },
   },
   new = function(p, info)
+    if p.space == "latent" then return nil, "space=latent is for recipes that sample a film: film, film_from_storyboard" end
     local video = melies.video
     local frames = math.max(2, p.seconds and p.seconds * info.fps or info.frames or 4 * info.fps)
     local index, near = 0, nil

@@ -2,7 +2,7 @@
 -- Flicker of light and colour taken out along the motion; detail stays as sharp as it was.
 -- For frame t and its neighbours n within `radius`: D = sum_n w_n M_n (W_n(n) - t) / sum_n w_n M_n, where W_n moves n to t by
 -- optical flow, M_n is the forward-backward check and w_n = exp(-(n - t)^2 / (2 (radius / 2)^2)). D, made at a small size
--- and blurred, is added to the frame: only what is smooth in the picture changes. Keeps 2 radius + 1 small frames and
+-- and blurred, is added to the frame: only what is smooth in the picture changes, so that nothing is slowed. Keeps 2 radius + 1 small frames and
 -- radius + 1 frames.
 local melies = require "melies"
 
@@ -11,7 +11,7 @@ return {
   params = {
     radius = { "integer", default = 4, min = 1, max = 16, help = "frames to either side" },
     strength = { "number", default = 1, min = 0, max = 1, help = "share of the correction" },
-    blur = { "number", default = 0.03, min = 0.002, max = 1, help = "smoothness of the correction, of the long side" },
+    blur = { "number", default = 0.08, min = 0.002, max = 1, help = "smoothness of the correction, of the long side" },
     size = { "integer", default = 160, min = 32, max = 1024, help = "long side at which motion is followed" },
   },
   new = function(p)
