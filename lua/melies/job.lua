@@ -351,7 +351,10 @@ end
 function Job:metadata()
   local json = require "melies.json"
   local params = plain(self.params)
-  for _, name in ipairs { "output", "latents", "save_latents", "reuse", "job", "fresh", "jobs", "report", "report_checks" } do params[name] = nil end
+  for _, name in ipairs { "output", "latents", "save_latents", "reuse", "job", "fresh", "jobs", "report",
+    "report_checks" } do
+    params[name] = nil
+  end
   return {
     melies_recipe = self.recipe.name,
     melies_params = json.encode(params),

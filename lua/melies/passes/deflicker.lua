@@ -2,8 +2,8 @@
 -- Flicker of light and colour taken out along the motion; detail stays as sharp as it was.
 -- For frame t and its neighbours n within `radius`: D = sum_n w_n M_n (W_n(n) - t) / sum_n w_n M_n, where W_n moves n to t by
 -- optical flow, M_n is the forward-backward check and w_n = exp(-(n - t)^2 / (2 (radius / 2)^2)). D, made at a small size
--- and blurred, is added to the frame: only what is smooth in the picture changes, so that nothing is slowed. Keeps 2 radius + 1 small frames and
--- radius + 1 frames.
+-- and blurred, is added to the frame: only what is smooth in the picture changes, so that nothing is slowed.
+-- Keeps 2 radius + 1 small frames and radius + 1 frames.
 local melies = require "melies"
 
 return {

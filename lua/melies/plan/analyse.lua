@@ -510,7 +510,8 @@ function Reader:phrase(tokens, np, text, info, clause)
     end
     return np.last + 1
   end
-  if (before == "in" or before == "at" or before == "through" or before == "across" or before == "around") and np.proper and not mover and not lexicon.scenery[word] then
+  local there = before == "in" or before == "at" or before == "through" or before == "across" or before == "around"
+  if there and np.proper and not mover and not lexicon.scenery[word] then
     self:place(tokens, np, text, info)
     return np.last + 1
   end
