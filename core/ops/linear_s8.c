@@ -129,15 +129,17 @@ static void pack_row(linear_s8 *l, int64_t row, const float *w, uint8_t *q) {
     int8_t *panel = l->panels + row / S8_PANEL * S8_PANEL * l->k_padded + row % S8_PANEL * 4;
     int32_t sum = 0;
     l->scales[row] = kernels()->quantize(w, l->k, q);
-    for (int64_t t = 0; t < l->k; t++) {
-        sum += q[t] - 128;
-        q[t] ^= 128;
-    }
+    for (int64_t t = 0; t < l->k; t++)
+        sum += q[t];
     for (int64_t t = l->k; t < l->k_padded; t++)
-        q[t] = 0;
-    for (int64_t t = 0; t < l->k_padded; t += 4)
-        memcpy(panel + t * S8_PANEL, q + t, 4);
-    l->sums[row] = sum;
+        q[t] = 128;
+    for (int64_t t = 0; t < l->k_padded; t += 4) {
+        uint32_t four;
+        memcpy(&four, q + t, 4);
+        four ^= 0x80808080u; // less the offset
+        memcpy(panel + t * S8_PANEL, &four, 4);
+    }
+    l->sums[row] = sum - (int32_t)(128 * l->k);
 }
 
 static bool all_finite(const float *w, int64_t n) {
