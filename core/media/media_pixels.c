@@ -16,6 +16,10 @@ AVFrame *media_new_frame(int format, int width, int height) {
     frame->width = width;
     frame->height = height;
     if (av_frame_get_buffer(frame, 64) < 0) av_frame_free(&frame);
+    // Encoders and scalers read the ends of rows in whole vectors: what lies past the width gets into the picture's
+    // last blocks (libx264 with sides that are no multiple of 16), so it has to be the same in every run.
+    for (int i = 0; frame && i < AV_NUM_DATA_POINTERS && frame->buf[i]; i++)
+        memset(frame->buf[i]->data, 0, frame->buf[i]->size);
     return frame;
 }
 

@@ -193,4 +193,18 @@ t.test("contact sheets", function()
   t.raises(function() media.contact_sheet(x, { colums = 3 }) end, "did you mean 'columns'")
 end)
 
+t.test("the same frames are the same bytes in every run, also with sides that are no multiple of 16", function()
+  local first
+  local same = melies.video.blur(melies.noise({ 40, 36, 3 }, { seed = 4 }), 1):unsqueeze(1):expand { 24, 40, 36, 3 } + 0.5
+  local path = t.folder() .. "/same.mp4"
+  for i = 1, 5 do
+    local junk = T.uniform({ 5000 * i }, { seed = i }) -- what freed memory holds
+    junk:free()
+    t.ok(melies.media.save(path, melies.media.to_u8(same:contiguous()), { fps = 8 }))
+    local bytes = melies.fs.read(path)
+    first = first or bytes
+    t.ok(bytes == first, "run " .. i)
+  end
+end)
+
 t.finish()
