@@ -34,6 +34,19 @@ for _, compute in ipairs { "bf16", "s8" } do
   parts[#parts + 1] = dit(compute, 9, 40, 3)
 end
 
+-- Beside attention in bf16: the same in 8 bits. Errors and paired ratios: tests/bench/attention.lua.
+for _, tokens in ipairs { 1280, 5120, 32760 } do
+  for _, way in ipairs { { "8-bit scores", { scores = "s8" } },
+    { "8-bit scores and values", { scores = "s8", values = "s8" } } } do
+    parts[#parts + 1] = { name = ("attention %s %d tokens"):format(way[1], tokens), dtype = "bf16",
+      slow = tokens > 10000, flop = 4 * tokens * tokens * 1536, bytes = 8 * tokens * 1536, setup = function()
+        local qkv = {}
+        for i = 1, 3 do qkv[i] = T.noise({ 1, tokens, 12, 128 }, { seed = i }):to "bf16" end
+        return function() T.attention(qkv[1], qkv[2], qkv[3], way[2]):free() end
+      end }
+  end
+end
+
 for _, tokens in ipairs { 32760 } do
   parts[#parts + 1] = { name = ("attention bf16 %d tokens, 12 heads of 128"):format(tokens), dtype = "bf16",
     slow = true, label = "attention, 32,760 tokens",
