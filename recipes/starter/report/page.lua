@@ -2,7 +2,7 @@
 -- The report as files: Markdown, a page with every clip, and contact sheets.
 local melies = require "melies"
 local T = melies.tensor
-local escape = require("melies.plot").escape
+local escape = melies.plot.escape
 
 local M = {}
 

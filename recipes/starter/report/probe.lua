@@ -11,7 +11,7 @@
 -- some frames of 96x96, each alone, gathered by maps and their mean. Close: the subject cut out of these frames, by the
 -- first map of the looks, at 48x48.
 local melies = require "melies"
-local grad = require "melies.grad"
+local grad = melies.grad
 local T = melies.tensor
 
 local M = {}
