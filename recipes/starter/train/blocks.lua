@@ -47,7 +47,8 @@ function blocks.axes(moments, count)
   return axes
 end
 
--- blocks.train(world, o) -> tensors of linear_blocks and the second moments of the blocks, and the PSNR in dB on clips held out. o: clips, size, progress
+-- blocks.train(world, o) -> tensors of linear_blocks with the second moments of the blocks, and the PSNR in dB on clips
+-- held out. o: clips, size, progress(done)
 function blocks.train(world, o)
   local n = blocks.block[1] * blocks.block[2] * blocks.block[3] * 3
   local compute = melies.compute()
