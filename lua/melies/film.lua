@@ -187,7 +187,7 @@ function M.params(own)
     anchor = { "number", default = 0.5, min = 0, max = 1, help = "how much the colours of a shot's beginning hold; 0: none" },
     checks = { "string", default = "black_frames; broken_frames", help = "what every shot must pass: melies list checks" },
     tries = { "integer", default = 2, min = 1, max = 100, help = "attempts at a shot that fails its checks" },
-    passes = { "string", default = "deflicker; color_match: scope=shot, strength=0.5",
+    passes = { "string", default = "deflicker; color_match: scope=shot, strength=0.25, deviation=false",
       help = "what the joined film goes through: melies list passes" },
     likeness = { "number", default = 0.5, min = 0, max = 1, help = "how much shots of one place are drawn to each other" },
     bank = { "enum", choices = { "read", "on", "off" }, default = "read",
