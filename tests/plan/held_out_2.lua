@@ -12,7 +12,8 @@ return {
   { "Aerial shot of a small sailboat on a calm lake at dawn. Cut to a heron, it catches a fish.",
     { "Aerial shot", "sailboat", "lake", "first", camera = "aerial", light = "dawn" },
     { "a heron", "heron,fish", "lake", "cut" } },
-  { "Lena unlocks the workshop and lights a lamp. Outside, snow falls on the street for 5 seconds. Later, Lena sleeps on a bench.",
+  { "Lena unlocks the workshop and lights a lamp. Outside, snow falls on the street for 5 seconds. "
+    .. "Later, Lena sleeps on a bench.",
     { "Lena unlocks", "lena", "workshop", "first" }, { "snow falls", "", "street", "cut", seconds = 5 },
     { "Later", "lena", "", "cut" } },
   { "A blue kite drifts over a beach. A boy chases it. He trips and laughs.",
