@@ -173,16 +173,18 @@ mel_status mel_tensor_copy(mel_tensor *dst, const mel_tensor *src, mel_error *er
             many = width, many_dst = sd, many_src = ss;
         }
     }
-    // One long row is cut so that it can be shared out.
-    int64_t piece = w.rows == 1 ? (PARALLEL_FROM + many - 1) / many : w.width;
-    int64_t pieces = (w.width + piece - 1) / piece;
+    // One long row, or one large plane, is cut so that it can be shared out.
+    int64_t piece = w.rows == 1 && many == 1 ? (int64_t)PARALLEL_FROM : w.width;
+    int64_t lines = w.rows == 1 && many > 1 ? (PARALLEL_FROM + w.width - 1) / w.width : many;
+    int64_t pieces = (w.width + piece - 1) / piece, parts = (many + lines - 1) / lines;
 #pragma omp parallel for schedule(static) num_threads(mel_threads()) if (w.rows * many * w.width >= 2 * PARALLEL_FROM)
-    for (int64_t job = 0; job < w.rows * pieces; job++) {
-        int64_t row = job / pieces, first = job % pieces * piece;
+    for (int64_t job = 0; job < w.rows * parts * pieces; job++) {
+        int64_t row = job / (parts * pieces), line = job / pieces % parts * lines, first = job % pieces * piece;
         int64_t n = w.width - first < piece ? w.width - first : piece;
-        char *d = dst->data + (mel_walk_offset(&w, 0, row) + first * step_dst) * size;
-        const char *s = src->data + (mel_walk_offset(&w, 1, row) + first * step_src) * src_size;
-        for (int64_t i = 0; i < many; i++, d += many_dst * size, s += many_src * src_size) {
+        int64_t last = line + lines < many ? line + lines : many;
+        char *d = dst->data + (mel_walk_offset(&w, 0, row) + line * many_dst + first * step_dst) * size;
+        const char *s = src->data + (mel_walk_offset(&w, 1, row) + line * many_src + first * step_src) * src_size;
+        for (; line < last; line++, d += many_dst * size, s += many_src * src_size) {
             if (same)
                 copy_row(size, d, step_dst, s, step_src, n);
             else
