@@ -170,7 +170,7 @@ function bench.run(options)
     .. "memory %.1f %.1f GB/s"
   print(head:format(out.threads, peaks.bf16, best.bf16, peaks.f32, best.f32, peaks.s8, best.s8, peaks.bandwidth,
     best.bandwidth))
-  print(("%-54s %10s %9s %8s %8s %9s%s"):format("part", "ms", "GFLOP/s", "of peak", "GB/s", "peak MiB",
+  print(("%-54s %10s %9s %9s %8s %8s %9s%s"):format("part", "ms", "floor ms", "GFLOP/s", "of peak", "GB/s", "peak MiB",
     before and "  before" or ""))
   for _, p in ipairs(parts) do
     if not options.filter or p.name:find(options.filter, 1, true) then
@@ -202,7 +202,8 @@ function bench.run(options)
       end
       out.parts[#out.parts + 1] = row
       local function cell(format, value) return value and format:format(value) or "" end
-      print(("%-54s %10.2f %9s %8s %8s %9.0f%s"):format(p.name, s * 1e3, cell("%.0f", row.gflops),
+      print(("%-54s %10.2f %9s %9s %8s %8s %9.0f%s"):format(p.name, s * 1e3,
+        cell("%.2f", row.floor > 0 and row.floor * 1e3 or nil), cell("%.0f", row.gflops),
         cell("%.0f%%", row.of_peak and row.of_peak * 100),
         cell("%.1f", row.gbs), row.memory / 2 ^ 20,
           before and before[p.name] and ("  %.2fx"):format(before[p.name] / s) or ""))
