@@ -9,16 +9,16 @@
 #include <stdbool.h>
 
 // ---- interrupt.c --------------------------------------------------------------------------
-// Installs the handlers: SIGINT, SIGTERM and SIGHUP cancel what runs, SIGPIPE is ignored (writes fail with EPIPE instead).
-// Call once, from the main thread.
+// Installs the handlers: SIGINT, SIGTERM and SIGHUP cancel what runs, SIGPIPE is ignored (writes fail with EPIPE
+// instead). Call once, from the main thread.
 void host_interrupt_start(lua_State *L);
 // Forgets a Ctrl-C that was dealt with: the cancel flag, the Lua hook and the count of presses.
 void host_interrupt_clear(void);
 // Whether SIGTERM or SIGHUP asked the program to end; dies of that signal where it did, for the end of main.
 bool host_ending(void);
 void host_die_if_ending(void);
-// Waits for a byte or the end of input on fd while SIGINT, SIGTERM, SIGHUP, SIGWINCH and SIGCONT may end the wait; no signal can slip
-// in between the look at the flags and the wait.
+// Waits for a byte or the end of input on fd while SIGINT, SIGTERM, SIGHUP, SIGWINCH and SIGCONT may end the wait; no
+// signal can slip in between the look at the flags and the wait.
 typedef enum host_wake {
     HOST_INPUT,
     HOST_INTERRUPT,
