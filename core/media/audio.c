@@ -66,15 +66,8 @@ static bool states_duration(const AVFormatContext *format) {
 
 static mel_status open_file(mel_audio_reader *r, mel_error *err) {
     media_log_begin();
-    char url[PATH_MAX + 8];
-    snprintf(url, sizeof url, "file:%s", r->path);
-    AVDictionary *dict = NULL;
-    av_dict_set(&dict, "protocol_whitelist", "file", 0); // playlists lead nowhere else
-    int ret = avformat_open_input(&r->format, url, NULL, &dict);
-    av_dict_free(&dict);
-    if (ret < 0) return media_fail_av(err, r->path, "cannot be read", ret);
-    ret = avformat_find_stream_info(r->format, NULL);
-    if (ret < 0) return media_fail_av(err, r->path, "cannot be read", ret);
+    mel_status status = media_open_input(r->path, NULL, &r->format, err);
+    if (status != MEL_OK) return status;
     const AVCodec *decoder = NULL;
     r->stream = av_find_best_stream(r->format, AVMEDIA_TYPE_AUDIO, -1, -1, &decoder, 0);
     if (r->stream == AVERROR_DECODER_NOT_FOUND)

@@ -20,6 +20,8 @@ enum {
 void media_log_begin(void);
 // "PATH: WHAT: <av_err2str> (<the note>)", with the status that belongs to the FFmpeg error.
 mel_status media_fail_av(mel_error *err, const char *path, const char *what, int av_error);
+// Opens the file (options: av_dict entries or NULL, taken) and reads what streams it has; playlists lead nowhere else.
+mel_status media_open_input(const char *path, AVDictionary *options, AVFormatContext **format, mel_error *err);
 // "PATH: WHAT: <strerror>", MEL_EIO (MEL_ENOMEM where it is that).
 mel_status media_fail_errno(mel_error *err, const char *path, const char *what, int error_number);
 

@@ -35,6 +35,16 @@ void media_log_begin(void) {
     log_note[0] = 0;
 }
 
+mel_status media_open_input(const char *path, AVDictionary *options, AVFormatContext **format, mel_error *err) {
+    char url[PATH_MAX + 8];
+    snprintf(url, sizeof url, "file:%s", path);
+    av_dict_set(&options, "protocol_whitelist", "file", 0);
+    int ret = avformat_open_input(format, url, NULL, &options);
+    av_dict_free(&options);
+    if (ret >= 0) ret = avformat_find_stream_info(*format, NULL);
+    return ret < 0 ? media_fail_av(err, path, "cannot be read", ret) : MEL_OK;
+}
+
 mel_status media_fail_errno(mel_error *err, const char *path, const char *what, int error_number) {
     mel_status status = error_number == ENOMEM ? MEL_ENOMEM : MEL_EIO;
     return mel_fail(err, status, "%s: %s: %s", path, what, strerror(error_number));

@@ -44,14 +44,8 @@ static double start_of(const AVStream *stream) {
 // origin_s: of time 0, as in the reader of sound.
 static mel_status open_input(
     const char *path, enum AVMediaType type, AVFormatContext **format, int *stream, double *origin_s, mel_error *err) {
-    char url[PATH_MAX + 8];
-    snprintf(url, sizeof url, "file:%s", path);
-    AVDictionary *dict = NULL;
-    av_dict_set(&dict, "protocol_whitelist", "file", 0);
-    int ret = avformat_open_input(format, url, NULL, &dict);
-    av_dict_free(&dict);
-    if (ret >= 0) ret = avformat_find_stream_info(*format, NULL);
-    if (ret < 0) return media_fail_av(err, path, "cannot be read", ret);
+    mel_status status = media_open_input(path, NULL, format, err);
+    if (status != MEL_OK) return status;
     *stream = av_find_best_stream(*format, type, -1, -1, NULL, 0);
     if (*stream < 0)
         return mel_fail(err, MEL_EFORMAT, "%s: has no %s", path, type == AVMEDIA_TYPE_VIDEO ? "pictures" : "sound");

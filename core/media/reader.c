@@ -87,20 +87,14 @@ static mel_status open_decoder(mel_video_reader *r, const AVCodec *decoder, mel_
 static mel_status open_file(mel_video_reader *r, mel_error *err) {
     if (media_webp_is_animated(r->path)) return media_webp_open(r->path, &r->webp, err);
     media_log_begin();
-    char url[PATH_MAX + 8];
-    snprintf(url, sizeof url, "file:%s", r->path);
     AVDictionary *dict = NULL;
-    av_dict_set(&dict, "protocol_whitelist", "file", 0); // playlists lead nowhere else
     if (media_is_pattern(r->path) && r->options.fps_num > 0) {
         char rate[32];
         snprintf(rate, sizeof rate, "%d/%d", r->options.fps_num, r->options.fps_den);
         av_dict_set(&dict, "framerate", rate, 0);
     }
-    int ret = avformat_open_input(&r->format, url, NULL, &dict);
-    av_dict_free(&dict);
-    if (ret < 0) return media_fail_av(err, r->path, "cannot be read", ret);
-    ret = avformat_find_stream_info(r->format, NULL);
-    if (ret < 0) return media_fail_av(err, r->path, "cannot be read", ret);
+    mel_status status = media_open_input(r->path, dict, &r->format, err);
+    if (status != MEL_OK) return status;
     const AVCodec *decoder = NULL;
     r->stream = av_find_best_stream(r->format, AVMEDIA_TYPE_VIDEO, -1, -1, &decoder, 0);
     if (r->stream == AVERROR_DECODER_NOT_FOUND)

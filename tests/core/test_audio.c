@@ -1,42 +1,11 @@
 // Sound: samples of WAV files as they are, spectra and K-weighting beside sums written out, sound beside pictures,
 // damaged bytes, no memory.
-#include "check.h"
+#include "media_help.h"
 
 #include <melies/audio.h>
 #include <melies/media.h>
 #include <sys/stat.h>
 #include <unistd.h>
-
-static char folder[64];
-
-static const char *in(const char *name) {
-    static char paths[4][256];
-    static int turn;
-    char *path = paths[turn++ % 4];
-    snprintf(path, 256, "%s/%s", folder, name);
-    return path;
-}
-
-static uint32_t state = 12345;
-static uint32_t random_number(void) { // xorshift32
-    state ^= state << 13;
-    state ^= state >> 17;
-    state ^= state << 5;
-    return state;
-}
-
-static size_t load(const char *path, uint8_t *bytes, size_t room) {
-    FILE *f = fopen(path, "rb");
-    size_t n = f ? fread(bytes, 1, room, f) : 0;
-    if (f) fclose(f);
-    return n;
-}
-
-static void store(const char *path, const uint8_t *bytes, size_t size) {
-    FILE *f = fopen(path, "wb");
-    CHECK(f && fwrite(bytes, 1, size, f) == size);
-    if (f) fclose(f);
-}
 
 static void put32(uint8_t *at, uint32_t value) {
     for (int i = 0; i < 4; i++)

@@ -1,39 +1,8 @@
 // Damaged bytes: whatever stands in a file, reading it ends with MEL_OK or a message. Contact sheets and turned images.
-#include "check.h"
+#include "media_help.h"
 
 #include <melies/media.h>
 #include <unistd.h>
-
-static char folder[64];
-
-static const char *in(const char *name) {
-    static char paths[4][256];
-    static int turn;
-    char *path = paths[turn++ % 4];
-    snprintf(path, 256, "%s/%s", folder, name);
-    return path;
-}
-
-static uint32_t state = 12345;
-static uint32_t random_number(void) { // xorshift32
-    state ^= state << 13;
-    state ^= state >> 17;
-    state ^= state << 5;
-    return state;
-}
-
-static size_t load(const char *path, uint8_t *bytes, size_t room) {
-    FILE *f = fopen(path, "rb");
-    size_t n = f ? fread(bytes, 1, room, f) : 0;
-    if (f) fclose(f);
-    return n;
-}
-
-static void store(const char *path, const uint8_t *bytes, size_t size) {
-    FILE *f = fopen(path, "wb");
-    CHECK(f && fwrite(bytes, 1, size, f) == size);
-    if (f) fclose(f);
-}
 
 static mel_status read_all(const char *path, mel_error *err) {
     mel_video_reader *reader = NULL;
