@@ -13,12 +13,6 @@ return {
   order = { "prompt", "pace", "style", "audio", "audio_from", "steer", "reference", "as", "passes", "checks", "tries",
     "jobs", unpack(melies.recipe.generation_order) },
   run = function(p, job)
-    return melies.film.run(job, function()
-      local board, notes = melies.plan.make(p.prompt, { model = p.model, seed = job.seed, planner = p.planner, pace = p.pace,
-        style = p.style })
-      job:check(board, notes)
-      for _, notice in ipairs(notes.notices) do job:notice("%s", notice) end
-      return board
-    end, p)
+    return melies.film.run(job, function() return melies.film.plan(p, job) end, p)
   end,
 }

@@ -15,12 +15,7 @@ return {
   order = { "prompt", "audio", "audio_from", "length", "pace", "steer", "style", "reference", "as", "passes", "checks", "tries",
     "jobs", unpack(melies.recipe.generation_order) },
   run = function(p, job)
-    return melies.film.run(job, function()
-      local board, notes = melies.plan.make(p.prompt, { model = p.model, seed = job.seed, planner = p.planner, pace = p.pace,
-        style = p.style })
-      job:check(board, notes)
-      for _, notice in ipairs(notes.notices) do job:notice("%s", notice) end
-      return board
-    end, setmetatable({ fill_sound = true }, { __index = p }))
+    return melies.film.run(job, function() return melies.film.plan(p, job) end,
+      setmetatable({ fill_sound = true }, { __index = p }))
   end,
 }

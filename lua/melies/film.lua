@@ -178,6 +178,15 @@ function M.run(job, board, opts)
   return result
 end
 
+-- A recipe's storyboard from its prompt: p has prompt, planner, pace and style; the planner's notices are the job's.
+function M.plan(p, job)
+  local board, notes = require("melies.plan").make(p.prompt, { model = p.model, seed = job.seed, planner = p.planner,
+    pace = p.pace, style = p.style })
+  job:check(board, notes)
+  for _, notice in ipairs(notes.notices) do job:notice("%s", notice) end
+  return board
+end
+
 -- The parameters of films, for recipes.
 function M.params(own)
   local params = recipe.generation {

@@ -70,8 +70,6 @@ local function filler(params, name)
       p[((o * s[2] + i) * k + dy) * k + dx] = x
     end,
     bias = function(o, x) bias[o] = x end,
-    -- rows that are read by nobody, for a shuffled convolution: every one but the first `count` channels
-    outputs = s[1],
   }
 end
 
