@@ -40,6 +40,8 @@ typedef struct train_kernels {
     void (*adamw)(const adamw_step *step, float *p, const float *g, float *m, float *v, float *ema, int64_t n);
     // dst[c][r] = src[r][c] rounded to bf16: dst rows are ldd apart, src rows lds.
     void (*transpose_bf16)(const float *src, int64_t rows, int64_t columns, int64_t lds, uint16_t *dst, int64_t ldd);
+    // dst[c][r] = src[r][c], strides in units of 32 bits.
+    void (*transpose32)(const uint32_t *src, int64_t rows, int64_t columns, int64_t lds, uint32_t *dst, int64_t ldd);
 } train_kernels;
 
 extern const train_kernels train_kernels_ref, train_kernels_avx2, train_kernels_avx512;

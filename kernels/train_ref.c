@@ -85,4 +85,11 @@ static void transpose_bf16(const float *src, int64_t rows, int64_t columns, int6
             row_kernels_ref.store(K_BF16, src + r * lds + c, dst + c * ldd + r, 1);
 }
 
-const train_kernels train_kernels_ref = {act_grad, dot, accumulate, norm_grad, softmax_grad, adamw, transpose_bf16};
+static void transpose32(const uint32_t *src, int64_t rows, int64_t columns, int64_t lds, uint32_t *dst, int64_t ldd) {
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t c = 0; c < columns; c++)
+            dst[c * ldd + r] = src[r * lds + c];
+}
+
+const train_kernels train_kernels_ref = {
+    act_grad, dot, accumulate, norm_grad, softmax_grad, adamw, transpose_bf16, transpose32};

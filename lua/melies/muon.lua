@@ -15,43 +15,12 @@ local muon = {}
 local Muon = {}
 Muon.__index = Muon
 
-local A, B, C = 3.4445, -4.7750, 2.0315 -- the quintic whose iteration sends singular values from (0, 1] to about 1
-
-local function product(a, turn_a, b, turn_b, compute, dtype)
+-- g [n, k] in float32 with its singular values made 1, roughly (0.7 to 1.2).
+function muon.orthogonal(g)
   local box = ffi.new("mel_tensor*[1]")
-  lib.check(lib.C.mel_train_matmul(a.handle, turn_a, b.handle, turn_b, nil, compute, dtype, box, lib.err))
+  lib.check(lib.C.mel_orthogonal(g.handle, tensor.dtype_code(nil), box, lib.err))
   return tensor.wrap(box[0])
 end
-
-local function with_diagonal(x, scale, diagonal)
-  local box = ffi.new("mel_tensor*[1]")
-  lib.check(lib.C.mel_add_diagonal(x.handle, scale, diagonal, box, lib.err))
-  return tensor.wrap(box[0])
-end
-
--- g [n, k] in float32 with its singular values made 1, roughly (0.7 to 1.2), in the type of the work: five steps of Newton
--- and Schulz, x <- (A + B s + C s^2) x with s = x x', or from the right with s = x' x where that is smaller.
-local function orthogonal(g)
-  local wide = g.shape[1] <= g.shape[2]
-  local dtype = require("melies").compute() == "f32" and "f32" or "bf16"
-  local code = tensor.dtype_code(dtype)
-  local x = (g * (1 / (math.sqrt(g:sumsq()) + 1e-7))):to(dtype)
-  for _ = 1, 5 do
-    local gram = product(x, not wide, x, wide, code, code)
-    local inner = with_diagonal(gram, C, B)
-    local square = product(gram, false, inner, false, code, code)
-    local factor = with_diagonal(square, 1, A)
-    local y = wide and product(factor, false, x, false, code, code) or product(x, false, factor, false, code, code)
-    gram:free()
-    inner:free()
-    square:free()
-    factor:free()
-    x:free()
-    x = y
-  end
-  return x
-end
-function muon.orthogonal(g) return orthogonal(g):to "f32" end
 
 local function matrix_like(name, p)
   if p.ndim < 2 or name:find "embedding%.weight$" and not name:find "patch_embedding" then return false end
@@ -72,22 +41,15 @@ function muon.new(params, o)
   return setmetatable(self, Muon)
 end
 
-local function blend(y, a, x, b) lib.check(lib.C.mel_blend(y.handle, a, x.handle, b, lib.err)) end
-
 -- As AdamW's, see optim.lua.
 function Muon:step(o)
+  local own = ffi.new "mel_muon"
+  own.momentum = self.momentum
   return optim.step(self, o, function(name, p, s)
     if not self.matrices[name] then return false end
-    local shape, m = p.shape, self.m[name]
-    local rows, columns = shape[1], p:numel() / shape[1]
-    local share = s.grad_scale * (1 - self.momentum)
-    blend(m, self.momentum, p.grad, share)
-    local sum = tensor.lincomb { self.momentum, m, share, p.grad }
-    local u = orthogonal(sum:reshape(rows, columns)):reshape(shape)
-    sum:free()
-    local size = 0.2 * math.sqrt(math.max(rows, columns)) * s.lr
-    blend(p.value, 1 - s.lr * s.weight_decay, u, -size)
-    if self.ema then blend(self.ema[name], s.ema_decay, p.value, 1 - s.ema_decay) end
+    own.lr, own.weight_decay, own.grad_scale, own.ema_decay = s.lr, s.weight_decay, s.grad_scale, s.ema_decay
+    lib.check(lib.C.mel_muon_step(own, p.value.handle, p.grad.handle, self.m[name].handle,
+      self.ema and self.ema[name].handle or nil, lib.err))
     return true
   end)
 end

@@ -360,37 +360,91 @@ static void losses(void) {
     DROP(x, y, w, labels);
 }
 
-static void blends(void) {
-    for (int half = 0; half < 2; half++) {
-        mel_tensor *y = random_tensor(MEL_F32, SHAPE(91, 101)),
-                   *x = random_tensor(half ? MEL_BF16 : MEL_F32, SHAPE(91, 101));
-        double *vy = values_of(y), *vx = values_of(x);
-        for (int i = 0; i < 91 * 101; i++)
-            vy[i] = 0.75 * vy[i] - 2 * vx[i];
-        CHECK_OK(mel_blend(y, 0.75, x, -2, err));
-        close_to("blend", y, vy, 1e-6, TIGHT);
-        free(vy);
-        free(vx);
-        DROP(x, y);
-        mel_tensor *square = random_tensor(half ? MEL_BF16 : MEL_F32, SHAPE(37, 37)), *out = NULL;
-        double *v = values_of(square);
-        for (int i = 0; i < 37 * 37; i++)
-            v[i] = 0.5 * v[i] + (i % 38 == 0 ? 3 : 0);
-        CHECK_OK(mel_add_diagonal(square, 0.5, 3, &out, err));
-        CHECK(mel_tensor_dtype(out) == mel_tensor_dtype(square));
-        close_to("add_diagonal", out, v, half ? 1e-2 : 1e-6, TIGHT);
-        free(v);
-        DROP(square, out);
+// x [n, k] with singular values made 1, as Newton and Schulz would in double.
+static void orthogonal_naive(double *x, int64_t n, int64_t k) {
+    double norm = 0, *s = zeros(n * n), *t = zeros(n * n), *y = zeros(n * k);
+    for (int64_t i = 0; i < n * k; i++)
+        norm += x[i] * x[i];
+    for (int64_t i = 0; i < n * k; i++)
+        x[i] /= sqrt(norm) + 1e-7;
+    for (int step = 0; step < 5; step++) {
+        for (int64_t i = 0; i < n; i++)
+            for (int64_t j = 0; j < n; j++) {
+                s[i * n + j] = 0;
+                for (int64_t l = 0; l < k; l++)
+                    s[i * n + j] += x[i * k + l] * x[j * k + l];
+            }
+        for (int64_t i = 0; i < n; i++)
+            for (int64_t j = 0; j < n; j++) {
+                t[i * n + j] = (i == j ? 3.4445 : 0) - 4.7750 * s[i * n + j];
+                for (int64_t l = 0; l < n; l++)
+                    t[i * n + j] += 2.0315 * s[i * n + l] * s[l * n + j];
+            }
+        for (int64_t i = 0; i < n; i++)
+            for (int64_t j = 0; j < k; j++) {
+                y[i * k + j] = 0;
+                for (int64_t l = 0; l < n; l++)
+                    y[i * k + j] += t[i * n + l] * x[l * k + j];
+            }
+        memcpy(x, y, (size_t)(n * k) * sizeof *x);
     }
+    free(s);
+    free(t);
+    free(y);
+}
+
+static void muons(void) {
+    static const int64_t sizes[][2] = {{1, 1}, {5, 9}, {16, 16}, {70, 150}, {130, 133}, {9, 600}, {90, 20}, {133, 131}};
+    for (size_t at = 0; at < sizeof sizes / sizeof *sizes; at++)
+        for (int half = 0; half < 2; half++) {
+            int64_t rows = sizes[at][0], columns = sizes[at][1], count = rows * columns;
+            if (half && mel_cpu_isa() < MEL_ISA_AVX512) continue;
+            bool tall = rows > columns;
+            mel_tensor *x = random_tensor(MEL_F32, SHAPE(rows, columns)), *out = NULL;
+            double *v = values_of(x), *want = zeros(count);
+            for (int64_t i = 0; i < count; i++)
+                want[tall ? i % columns * rows + i / columns : i] = v[i];
+            orthogonal_naive(want, tall ? columns : rows, tall ? rows : columns);
+            for (int64_t i = 0; i < count; i++)
+                v[i] = want[tall ? i % columns * rows + i / columns : i];
+            CHECK_OK(mel_orthogonal(x, half ? MEL_BF16 : MEL_F32, &out, err));
+            shape_is(out, SHAPE(rows, columns));
+            close_to("orthogonal", out, v, half ? 0.06 : 1e-4, half ? 0.06 : 1e-4);
+
+            CHECK_OK(mel_set_compute(half ? MEL_BF16 : MEL_F32, err));
+            mel_tensor *p = random_tensor(MEL_F32, SHAPE(rows, columns)),
+                       *m = random_tensor(MEL_F32, SHAPE(rows, columns)),
+                       *ema = random_tensor(MEL_F32, SHAPE(rows, columns));
+            double *vg = values_of(x), *vp = values_of(p), *vm = values_of(m), *ve = values_of(ema);
+            for (int64_t i = 0; i < count; i++) {
+                vm[i] = 0.9 * vm[i] + 0.5 * 0.1 * vg[i];
+                want[tall ? i % columns * rows + i / columns : i] = 0.9 * vm[i] + 0.5 * 0.1 * vg[i];
+            }
+            orthogonal_naive(want, tall ? columns : rows, tall ? rows : columns);
+            for (int64_t i = 0; i < count; i++) {
+                vp[i] = (1 - 0.01 * 0.2) * vp[i] - 0.2 * sqrt((double)(tall ? rows : columns)) * 0.01 *
+                                                       want[tall ? i % columns * rows + i / columns : i];
+                ve[i] = 0.75 * ve[i] + 0.25 * vp[i];
+            }
+            const mel_muon o = {.lr = 0.01, .momentum = 0.9, .weight_decay = 0.2, .grad_scale = 0.5, .ema_decay = 0.75};
+            CHECK_OK(mel_muon_step(&o, p, x, m, ema, err));
+            close_to("muon's momentum", m, vm, TIGHT, TIGHT);
+            close_to("muon's parameter", p, vp, half ? 3e-3 : TIGHT, TIGHT);
+            close_to("muon's average", ema, ve, half ? 1e-3 : TIGHT, TIGHT);
+            double *lists[] = {v, want, vg, vp, vm, ve};
+            for (int i = 0; i < 6; i++)
+                free(lists[i]);
+            DROP(x, out, p, m, ema);
+        }
+    CHECK_OK(mel_set_compute(MEL_F32, err));
 }
 
 // ---- what is refused -----------------------------------------------------------------------------------------------
 
-static mel_tensor *x2, *y2, *vec, *ints, *tokens, *picture, *kernel, *square, *steady;
+static mel_tensor *x2, *y2, *vec, *ints, *tokens, *picture, *kernel, *steady, *steady_momentum;
 
 static void setup(void) {
     x2 = random_tensor(MEL_F32, SHAPE(40, 6));
-    square = random_tensor(MEL_BF16, SHAPE(6, 6));
     y2 = random_tensor(MEL_BF16, SHAPE(40, 6));
     vec = random_tensor(MEL_BF16, SHAPE(6));
     ints = random_tensor(MEL_I64, SHAPE(40));
@@ -399,6 +453,7 @@ static void setup(void) {
     picture = random_tensor(MEL_BF16, SHAPE(2, 5, 5, 4));
     kernel = random_tensor(MEL_F32, SHAPE(4, 4, 3, 3));
     steady = random_tensor(MEL_F32, SHAPE(40, 6));
+    steady_momentum = random_tensor(MEL_F32, SHAPE(40, 6));
 }
 
 static void refusals(void) {
@@ -438,9 +493,12 @@ static void refusals(void) {
     CHECK_FAILS(mel_adamw_step(&bad, x2, x2, x2, x2, NULL, err), MEL_EINVAL, "step 0");
     CHECK_FAILS(mel_adamw_step(&fine, y2, y2, x2, x2, NULL, err), MEL_EINVAL, "the parameter is bf16");
     CHECK_FAILS(mel_adamw_step(&fine, x2, x2, tokens, x2, NULL, err), MEL_EINVAL, "m is [2, 5, 3, 8]");
-    CHECK_FAILS(mel_blend(y2, 1, x2, 1, err), MEL_EINVAL, "y is bf16");
-    CHECK_FAILS(mel_blend(x2, 1, tokens, 1, err), MEL_EINVAL, "x is [2, 5, 3, 8]");
-    CHECK_FAILS(mel_add_diagonal(x2, 1, 1, &out, err), MEL_EINVAL, "x is [40, 6]");
+    const mel_muon slow = {.momentum = 0.9}, wild = {.momentum = 1};
+    CHECK_FAILS(mel_muon_step(&wild, x2, x2, x2, NULL, err), MEL_EINVAL, "momentum 1");
+    CHECK_FAILS(mel_muon_step(&slow, x2, x2, y2, NULL, err), MEL_EINVAL, "m is bf16");
+    CHECK_FAILS(mel_muon_step(&slow, x2, tokens, x2, NULL, err), MEL_EINVAL, "the gradient is [2, 5, 3, 8]");
+    CHECK_FAILS(mel_orthogonal(tokens, MEL_F32, &out, err), MEL_EINVAL, "x is [2, 5, 3, 8]");
+    CHECK_FAILS(mel_orthogonal(x2, MEL_F16, &out, err), MEL_EINVAL, "not f16");
     CHECK(out == steady);
     mel_cancel();
     CHECK_FAILS(mel_sum_to(x2, NULL, SHAPE(6), &out, err), MEL_ECANCELED, "cancel");
@@ -472,7 +530,12 @@ CALL(call_attention,
     mel_attention_backward(tokens, tokens, tokens, tokens, 1, NULL, NULL, true, &out[0], &out[1], &out[2], NULL, err))
 static double value;
 CALL(call_mse, mel_mse(y2, x2, vec, &value, out, err))
-CALL(call_diagonal, mel_add_diagonal(square, 2, 1, out, err))
+CALL(call_orthogonal, mel_orthogonal(y2, MEL_F32, out, err))
+static mel_status call_muon(mel_tensor **out, mel_error *err) {
+    static const mel_muon o = {.lr = 0, .momentum = 0.9};
+    (void)out;
+    return mel_muon_step(&o, steady, y2, steady_momentum, NULL, err);
+}
 CALL(call_entropy, mel_cross_entropy(y2, ints, -1, &value, out, err))
 
 static void allocations(void) {
@@ -482,7 +545,7 @@ static void allocations(void) {
     } calls[] = {{"matmul", call_matmul}, {"conv", call_conv}, {"conv backward", call_conv_backward}, {"sum", call_sum},
         {"scatter", call_scatter}, {"act", call_act}, {"norm", call_norm}, {"group norm", call_group},
         {"softmax", call_softmax}, {"attention", call_attention}, {"mse", call_mse}, {"cross entropy", call_entropy},
-        {"diagonal", call_diagonal}};
+        {"orthogonal", call_orthogonal}, {"muon", call_muon}};
     for (size_t c = 0; c < sizeof calls / sizeof *calls; c++) {
         mel_error error;
         int64_t live = mel_mem_live();
@@ -518,7 +581,7 @@ int main(void) {
     RUN(attentions);
     RUN(norms);
     RUN(losses);
-    RUN(blends);
+    RUN(muons);
     RUN(refusals);
     RUN(allocations);
     static const mel_isa lesser[] = {MEL_ISA_AVX2, MEL_ISA_PLAIN};
@@ -529,6 +592,6 @@ int main(void) {
         RUN(norms);
         RUN(losses);
     }
-    DROP(x2, y2, vec, ints, tokens, picture, kernel, square, steady);
+    DROP(x2, y2, vec, ints, tokens, picture, kernel, steady, steady_momentum);
     return CHECK_DONE();
 }

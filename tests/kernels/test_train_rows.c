@@ -171,6 +171,18 @@ static void transposes(void) {
         free(want);
         CHECK(guarded_end(&src));
         CHECK(guarded_end(&dst));
+        guarded words = guarded_new((size_t)(rows * lds) * 4, 4), turned = guarded_new((size_t)(columns * ldd) * 4, 4);
+        uint32_t *back = malloc((size_t)(columns * ldd) * 4);
+        for (int64_t i = 0; i < rows * lds; i++)
+            ((uint32_t *)words.p)[i] = (uint32_t)random_below(1 << 30);
+        memset(turned.p, 0, (size_t)(columns * ldd) * 4);
+        memset(back, 0, (size_t)(columns * ldd) * 4);
+        now->k->transpose32(words.p, rows, columns, lds, turned.p, ldd);
+        ref->transpose32(words.p, rows, columns, lds, back, ldd);
+        CHECK(memcmp(turned.p, back, (size_t)(columns * ldd) * 4) == 0);
+        free(back);
+        CHECK(guarded_end(&words));
+        CHECK(guarded_end(&turned));
     }
 }
 

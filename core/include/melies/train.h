@@ -83,10 +83,18 @@ typedef struct mel_adamw {
 // are dense f32 of one shape and are changed; grad any float. Does not look at the cancel flag: a step is whole.
 MEL_API mel_status mel_adamw_step(const mel_adamw *options, mel_tensor *param, const mel_tensor *grad, mel_tensor *m,
     mel_tensor *v, mel_tensor *ema, mel_error *err);
-// y = a y + b x in one pass: y dense writable f32, x any float of y's shape.
-MEL_API mel_status mel_blend(mel_tensor *y, double a, const mel_tensor *x, double b, mel_error *err);
-// *out = scale x + diagonal I, in x's type: x [n, n], any float.
-MEL_API mel_status mel_add_diagonal(
-    const mel_tensor *x, double scale, double diagonal, mel_tensor **out, mel_error *err);
+typedef struct mel_muon {
+    double lr, momentum, weight_decay;
+    double grad_scale; // applied to the gradient first: clipping, averaging
+    double ema_decay;  // of the moving average
+} mel_muon;
+// One step of Muon (K. Jordan et al. 2024) on one matrix, the first dimension against all others: m = momentum m +
+// (1 - momentum) g; param = (1 - lr decay) param - 0.2 sqrt(the longer side) lr u, u the orthogonal of momentum m +
+// (1 - momentum) g. The dtype of the work is mel_compute(). Otherwise as mel_adamw_step.
+MEL_API mel_status mel_muon_step(
+    const mel_muon *options, mel_tensor *param, const mel_tensor *grad, mel_tensor *m, mel_tensor *ema, mel_error *err);
+// x [n, k] with its singular values made 1, roughly (0.7 to 1.2; those below a thousandth of its norm less): five steps
+// of Newton and Schulz by Jordan's quintic. f32. compute: f32, bf16 or MEL_SAME (mel_compute()).
+MEL_API mel_status mel_orthogonal(const mel_tensor *x, mel_dtype compute, mel_tensor **out, mel_error *err);
 
 #endif
