@@ -108,7 +108,7 @@ function stages.transformer(p, job, world)
       return melies.media.contact_sheet(clips, { columns = 4, labels = looked_at, gap = 2 })
     end })
   run = job:check(transformer.train(world, { folder = folder, latents = store, tokenizer = tokenizer, steps = p.steps,
-    batch = p.batch, lr = p.rate, seed = p.seed, on_step = watch.on_step }))
+    batch = p.batch, stills = p.stills, lr = p.rate, seed = p.seed, on_step = watch.on_step }))
   finish(job, run, watch, p.folder .. "/transformer.safetensors")
 end
 
@@ -149,7 +149,8 @@ function stages.export(p, job)
   job:check(melies.fs.write(to .. "/config.json", melies.json.encode({
     dit = { layout = "wan2.1 t2v", dim = dit.dim, heads = dit.heads, ffn = dit.ffn, layers = dit.layers,
       freq_dim = dit.freq_dim, text_dim = dit.text_dim, text_len = transformer.text_len, in_channels = dit.channels,
-      out_channels = dit.channels, patch = dit.patch,
+      out_channels = dit.channels, patch = dit.patch, preconditioned = transformer.additions.preconditioned,
+      positions = transformer.additions.positions, pooled = transformer.additions.pooled,
       prediction = "flow: velocity = noise - data; timestep = 1000 * sigma" },
     text_encoder = { layout = "umt5", vocab = text.vocabulary, dim = text.dim, dim_attn = text.dim, heads = text.heads,
       ffn = text.ffn, layers = text.layers, buckets = 32, max_distance = 128, eos = 1, pad = 0,
@@ -173,12 +174,14 @@ return {
     clips = { "integer", default = 24000, min = 500, max = 1e7, help = "training clips kept as latents" },
     autoencoder_steps = { "integer", default = 4000, min = 1, max = 1e7, help = "steps of the autoencoder" },
     steps = { "integer", default = 12000, min = 1, max = 1e7, help = "steps of the transformer" },
+    stills = { "number", default = 0.85, min = 0, max = 1,
+      help = "part of the steps of the transformer that look at single frames" },
     few_steps_steps = { "integer", default = 500, min = 1, max = 1e7, help = "steps of the four-step variant" },
     batch = { "integer", default = 16, min = 1, max = 4096, help = "clips a step" },
     rate = { "number", default = 2e-3, min = 1e-6, max = 1, help = "learning rate" },
     sample_every = { "integer", default = 1000, min = 1, help = "steps between two sheets to look at" },
   },
-  order = { "stage", "folder", "size", "clips", "autoencoder_steps", "steps", "few_steps_steps", "batch", "rate",
+  order = { "stage", "folder", "size", "clips", "autoencoder_steps", "steps", "stills", "few_steps_steps", "batch", "rate",
     "sample_every" },
   run = function(p, job)
     local world = part "../world/init"

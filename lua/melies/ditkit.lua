@@ -111,6 +111,52 @@ function ditkit.put_first(x, first)
   return n < x.shape[3] and T.concat({ given, x:slice(3, n + 1) }, 3) or given:contiguous()
 end
 
+-- Preconditioning of a flow, for latents of unit variance: with d = (1 - s)^2 + s^2 at s = t / 1000, velocity =
+-- (2 s - 1) / d latent + network / sqrt(d). What is left for the network to say has unit variance and does not correlate
+-- with its input, at any noise: Karras et al. 2022 (arXiv 2206.00364), table 1, for x = (1 - s) x0 + s noise.
+-- t: one timestep a sample, or a list of one a frame -> skip, gain, each [B, 1, T or 1, 1, 1]
+function ditkit.preconditioning(t)
+  local skip, gain, frames = {}, {}, 1
+  for _, one in ipairs(t) do frames = type(one) == "table" and math.max(frames, #one) or frames end
+  for _, one in ipairs(t) do
+    for f = 1, frames do
+      local s = (type(one) == "table" and one[f] or one) / 1000
+      local d = (1 - s) ^ 2 + s ^ 2
+      skip[#skip + 1], gain[#gain + 1] = (2 * s - 1) / d, 1 / math.sqrt(d)
+    end
+  end
+  local shape = { #t, 1, frames, 1, 1 }
+  return T.of(skip, shape), T.of(gain, shape)
+end
+
+-- Where each token stands, as sines and cosines [1, frames * rows * columns, dim]: a quarter of the channels for the frame,
+-- the rest for row and column, pairs of wavelengths 2 pi 100^(2i / n). grid { frames, rows, columns } is what the model was
+-- trained on: rows and columns are scaled to it, frames where there are more. first: number of the first frame, from 0.
+function ditkit.positions(dim, frames, rows, columns, grid, first)
+  local out = T.zeros { 1, frames * rows * columns, dim }
+  local p, at, nt = out:ptr(), 0, 2 * math.floor(dim / 8)
+  local n = 2 * math.floor((dim - nt) / 4)
+  local function fill(width, position)
+    for i = 0, width / 2 - 1 do
+      local angle = position * 100 ^ (-2 * i / width)
+      p[at], p[at + 1] = math.sin(angle), math.cos(angle)
+      at = at + 2
+    end
+  end
+  local by_frame = math.min(1, grid[1] / frames)
+  for t = 0, frames - 1 do
+    for y = 0, rows - 1 do
+      for x = 0, columns - 1 do
+        at = ((t * rows + y) * columns + x) * dim
+        fill(nt, ((first or 0) + t) * by_frame)
+        fill(n, y * grid[2] / rows)
+        fill(n, x * grid[3] / columns)
+      end
+    end
+  end
+  return out
+end
+
 -- Gives the given frames of a velocity [B, C, T, H, W] the values that lead from the latent to them at t = 1000 * sigma:
 -- (x - first) / sigma, 0 at sigma 0.
 function ditkit.aim_first(velocity, latent, first, t)

@@ -294,7 +294,8 @@ function M.new(given)
   self.rows = math.min(longest + 1, model.text_len)
 
   self.net = self.wan.net(M.base(weights, compute, o.save_memory), { heads = model.dit.head_count, eps = model.dit.eps,
-    compute = compute, text_len = model.text_len })
+    compute = compute, text_len = model.text_len, preconditioned = model.dit.preconditioned, positions = model.dit.positions,
+    pooled = model.dit.pooled })
   self.net.save_memory = o.save_memory
   local params = adapters(self.net, layers, o.rank, o.alpha, o.seed)
   local files = weights:files()

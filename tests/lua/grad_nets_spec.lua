@@ -38,17 +38,45 @@ for _, name in ipairs { "t5v1_1", "umt5" } do
   end)
 end
 
-t.test("wan_dit: as the model predicts", function()
-  local file, config, params = golden "wan_dit"
-  local model = require("melies.models.wan_dit").load(file, config, { compute = "f32" })
-  local net = wan.net(params, { heads = model.head_count, eps = config.eps, text_len = model.text_len, compute = "f32" })
-  local p = model.patch
-  local x = T.noise({ 2, model.latent_channels, 2 * p[1], 2 * p[2], 3 * p[3] }, { seed = 1 })
-  local texts = { T.noise({ 3, model.text_dim }, { seed = 2 }), T.noise({ 5, model.text_dim }, { seed = 3 }) }
-  local want = model:forward(x, { 120, 870 }, model:context(texts))
-  local text, key_bias = wan.padded(texts, 6, model.text_len)
-  local got = grad.no_grad(function() return net:forward(x, { 120, 870 }, text, key_bias) end).value
-  t.ok(relative(got, want) < 2e-5)
+for name, extra in pairs { plain = {}, preconditioned = { preconditioned = true }, positions = { positions = { 3, 2, 4 } },
+  pooled = { pooled = true } } do
+  t.test("wan_dit: as the model predicts: " .. name, function()
+    local file, config, params = golden "wan_dit"
+    for key, value in pairs(extra) do config[key] = value end
+    local model = require("melies.models.wan_dit").load(file, config, { compute = "f32" })
+    local net = wan.net(params, { heads = model.head_count, eps = config.eps, text_len = model.text_len, compute = "f32",
+      preconditioned = extra.preconditioned, positions = extra.positions, pooled = extra.pooled })
+    local p = model.patch
+    local x = T.noise({ 2, model.latent_channels, 2 * p[1], 2 * p[2], 3 * p[3] }, { seed = 1 })
+    local texts = { T.noise({ 3, model.text_dim }, { seed = 2 }), T.noise({ 5, model.text_dim }, { seed = 3 }) }
+    local context = model:join { model:context { texts[1] }, model:context { texts[2] } }
+    local want = model:forward(x, { 120, 870 }, context)
+    local text, key_bias = wan.padded(texts, 6, model.text_len)
+    local got = grad.no_grad(function() return net:forward(x, { 120, 870 }, text, key_bias) end).value
+    t.ok(relative(got, want) < 2e-5, relative(got, want))
+    for key in pairs(extra) do model[key] = false end
+    if name == "pooled" then context = model:context(texts) end
+    local without = model:forward(x, { 120, 870 }, context)
+    if name == "preconditioned" then -- sigma 0.12: d = 0.7888
+      local by_hand = without:select(1, 1) * (1 / math.sqrt(0.7888)) + x:select(1, 1) * ((2 * 0.12 - 1) / 0.7888)
+      t.ok(relative(want:select(1, 1), by_hand) < 1e-6)
+    elseif name ~= "plain" then
+      t.ok(relative(want, without) > 1e-3, name .. " changes nothing")
+    end
+  end)
+end
+
+t.test("positions: rows and columns on the grid of the training, frames where there are more", function()
+  local ditkit = require "melies.ditkit"
+  local a = ditkit.positions(16, 3, 2, 4, { 3, 2, 4 })
+  t.eq(table.concat(a.shape, " "), "1 24 16")
+  local doubled = ditkit.positions(16, 6, 4, 8, { 3, 2, 4 })
+  local function at(x, f, y, c, rows, columns)
+    return x:select(1, 1):select(1, ((f - 1) * rows + y - 1) * columns + c)
+  end
+  t.close(at(doubled, 3, 3, 5, 4, 8), at(a, 2, 2, 3, 2, 4), 1e-6)
+  t.close(at(ditkit.positions(16, 1, 2, 4, { 3, 2, 4 }, 2), 1, 2, 1, 2, 4), at(a, 3, 2, 1, 2, 4), 1e-6)
+  t.near(at(a, 2, 1, 1, 2, 4):get(1), math.sin(1), 1e-6)
 end)
 
 for _, shared in ipairs { false, true } do

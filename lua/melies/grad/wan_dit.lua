@@ -64,8 +64,10 @@ function wan.init(c, seed)
   return params
 end
 
-local net_known = { heads = true, eps = true, compute = true, text_len = true }
--- options: heads (by default dim / 128), eps (1e-6), compute, text_len (512).
+local net_known = { heads = true, eps = true, compute = true, text_len = true, preconditioned = true,
+  positions = true, pooled = true }
+-- options: heads (by default dim / 128), eps (1e-6), compute, text_len (512), and the additions of the model: preconditioned,
+-- positions, pooled.
 function wan.net(params, o)
   o = o or {}
   lib.check_options("wan.net", o, net_known)
@@ -74,7 +76,8 @@ function wan.net(params, o)
   local s = p.shape
   local net = setmetatable({ params = params, dim = s[1], channels = s[2], patch = { s[3], s[4], s[5] },
     heads = o.heads or s[1] / 128, eps = o.eps or 1e-6, dtype = o.compute or melies.compute(), layers = 0,
-    text_len = o.text_len or 512, freq = params["time_embedding.0.weight"].shape[2], ropes = {},
+    text_len = o.text_len or 512, preconditioned = o.preconditioned or false,
+    positions = o.positions or false, pooled = o.pooled or false, freq = params["time_embedding.0.weight"].shape[2], ropes = {},
     lora = {} }, Net)
   while params[("blocks.%d.modulation"):format(net.layers)] do net.layers = net.layers + 1 end
   return net
@@ -146,8 +149,27 @@ function Net:rope(frames, rows, columns)
   return unpack(self.ropes[key])
 end
 
--- latent, text: tensors or variables.
-function Net:forward(latent, t, text, key_bias)
+-- Where the tokens of a batch stand: `first` is the number of each sample's first frame, from 0, or nil.
+function Net:where(frames, rows, columns, first)
+  local list = {}
+  for i = 1, first and #first or 1 do
+    local at = first and first[i] or 0
+    local key = ("at %d,%d,%d,%d"):format(frames, rows, columns, at)
+    self.ropes[key] = self.ropes[key] or ditkit.positions(self.dim, frames, rows, columns, self.positions, at)
+    list[i] = self.ropes[key]
+  end
+  return grad.const(first and T.concat(list, 1) or list[1])
+end
+
+-- The embedding of the mean of each text's rows [B, dim]; rows of zeros are padding.
+function Net:pooled_text(text)
+  local there = (text.value:square():sum(3) * 1e20):clamp(0, 1)
+  local mean = grad.mul(grad.sum(text, 2), 1 / there:sum(2, true))
+  return self:linear(self:linear(mean, "text_embedding.0", { act = "gelu" }), "text_embedding.2", { dtype = "f32" })
+end
+
+-- latent, text: tensors or variables. first: with positions, the number of each sample's first frame (0).
+function Net:forward(latent, t, text, key_bias, first)
   local s, q = latent.shape, self.patch
   local frames, rows, columns = s[3] / q[1], s[4] / q[2], s[5] / q[3]
   if #t ~= s[1] or text.shape[1] ~= s[1] then
@@ -162,6 +184,7 @@ function Net:forward(latent, t, text, key_bias)
 
   local e = self:linear(ditkit.sinusoid(t, self.freq), "time_embedding.0", { act = "silu", compute = "f32" })
   e = self:linear(e, "time_embedding.2", { compute = "f32" })
+  if self.pooled then e = grad.add(e, self:pooled_text(text)) end
   local e0 = self:linear(grad.silu(e), "time_projection.1", { compute = "f32" }):reshape(s[1], 6, self.dim)
 
   local x = latent:reshape(s[1], s[2], frames, q[1], rows, q[2], columns, q[3]):permute(1, 3, 5, 7, 2, 4, 6, 8)
@@ -169,6 +192,7 @@ function Net:forward(latent, t, text, key_bias)
   local weight = self.params["patch_embedding.weight"]
   x = grad.linear(x, grad.reshape(weight, self.dim, s[2] * volume), self.params["patch_embedding.bias"],
     { compute = self.dtype, dtype = "f32" })
+  if self.positions then x = grad.add(x, self:where(frames, rows, columns, first)) end
   local cos, sin = self:rope(frames, rows, columns)
   for i = 0, self.layers - 1 do
     if self.save_memory then
@@ -184,7 +208,10 @@ function Net:forward(latent, t, text, key_bias)
   x = self:linear(x, "head.head", { dtype = "f32" })
   local channels = x.shape[3] / volume
   x = x:reshape(s[1], frames, rows, columns, q[1], q[2], q[3], channels):permute(1, 8, 2, 5, 3, 6, 4, 7)
-  return x:reshape(s[1], channels, s[3], s[4], s[5])
+  x = x:reshape(s[1], channels, s[3], s[4], s[5])
+  if not self.preconditioned then return x end
+  local skip, gain = ditkit.preconditioning(t)
+  return grad.add(grad.mul(x, gain), grad.mul(latent, skip))
 end
 
 return wan

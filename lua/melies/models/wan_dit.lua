@@ -23,7 +23,10 @@
 -- With the option `attention` of load, self-attention is what melies.sparse_attention makes of it: scores in 8 bits, and
 -- a mask that leaves out what is far away. A mask does not serve a stream, whose keys are those of other blocks too.
 --
--- Sizes come from the tensors. config: heads (or num_heads; by default dim / 128), text_len (512), eps (1e-6). Others
+-- Sizes come from the tensors. config: heads (or num_heads; by default dim / 128), text_len (512), eps (1e-6),
+-- and three additions for small models, without tensors of their own: preconditioned (false; the weights give the
+-- network's part of ditkit.preconditioning), positions ({ frames, rows, columns } trained on: ditkit.positions are added
+-- to the tokens), pooled (false; the embedding of the mean of a text's rows is added to that of the time). Others
 -- (dim, ffn, layers, text_dim, freq_dim, in_channels, out_channels, patch) are only checked against the tensors.
 -- Matrix work and attention run in `compute`; the residual stream, norms, modulation and time embedding in float32.
 local melies = require "melies"
@@ -171,8 +174,15 @@ function Net:context(texts, options)
   x = self.text_out(x, { dtype = "f32" })
   self:note("text_context_embedded", x)
   x = x:to(self.dtype)
+  local pooled
+  if self.pooled then
+    local means = {}
+    for i, text in ipairs(texts) do means[i] = text:to("f32"):mean(1) end
+    pooled = self.text_out(self.text_in(T.stack(means, 1), { act = "gelu", dtype = self.dtype }), { dtype = "f32" })
+  end
 
   local context = setmetatable({ net = self, batch = #texts, rows = x.shape[2], key_bias = key_bias, blocks = {},
+    pooled = pooled,
     condition = options.condition and self:beside(options.condition), features = options.image,
     first = options.first and ditkit.given(NAME, options.first, self.latent_channels, self.patch[1]) }, Context)
   local image
@@ -227,6 +237,7 @@ function Net:join(contexts)
     biases[i] = c.rows < rows and b:pad(2, 0, rows - c.rows, -math.huge) or b
   end
   out.key_bias = T.concat(biases, 1)
+  out.pooled = self.pooled and side_by_side(contexts, function(c) return c.pooled end, NAME, "a pooled text") or nil
   for b = 1, #self.blocks do
     local ks, vs = {}, {}
     for i, c in ipairs(contexts) do
@@ -374,6 +385,9 @@ function Net:forward(latent, t, context, options)
   local wave = ditkit.sinusoid(times, self.freq_dim)
   self:note("time_sinusoid", wave)
   local e = self.time_out(self.time_in(wave, { act = "silu" }))
+  if context.pooled then
+    e = (e:reshape(batch, groups, self.dim) + context.pooled:unsqueeze(2)):reshape(batch * groups, self.dim)
+  end
   self:note("time_embedding_e", e)
   local e0 = self.time_projection(e:silu()):reshape(batch * groups, 6, self.dim)
   self:note("time_projection_e0", e0)
@@ -385,6 +399,10 @@ function Net:forward(latent, t, context, options)
   mask, cos, sin = self:masked(frames, rows, columns, groups, cos, sin)
   if mask then tokens = sparse.reorder(tokens, mask.order) end
   x = self.patch_in(tokens, { dtype = "f32" })
+  if self.positions then
+    local where = ditkit.positions(self.dim, frames, rows, columns, self.positions, options.first_frame)
+    x = x + (mask and sparse.reorder(where, mask.order) or where)
+  end
   self:note("patch_embedding_out", x)
   if x.shape[1] < batch then x = x:expand({ batch, x.shape[2], self.dim }):clone() end
   local view = x:reshape(batch, groups, x.shape[2] / groups, self.dim)
@@ -416,6 +434,10 @@ function Net:forward(latent, t, context, options)
   if mask then x = sparse.reorder(x, mask.inverse) end
   self:note("head_out", x)
   x = unpatchify(x, self.patch, frames, rows, columns)
+  if self.preconditioned then
+    local skip, gain = ditkit.preconditioning(t)
+    x = x * gain + latent * skip
+  end
   return ditkit.aim_first(x, latent, first, t)
 end
 
@@ -491,7 +513,8 @@ local function load(weights, config, options)
     in_channels = agree({ "in_channels", "in_dim" }, shape[2], "patch_embedding.weight"),
     text_dim = agree({ "text_dim" }, r:shape("text_embedding.0.weight")[2], "text_embedding.0.weight"),
     freq_dim = agree({ "freq_dim" }, r:shape("time_embedding.0.weight")[2], "time_embedding.0.weight"),
-    text_len = config.text_len or 512, eps = config.eps or 1e-6,
+    text_len = config.text_len or 512, eps = config.eps or 1e-6, preconditioned = config.preconditioned or false,
+    positions = config.positions or false, pooled = config.pooled or false,
     blocks = {}, ropes = {}, rope_count = 0, masks = {}, scores = attention.scores,
     values = attention.values, mask_spec = attention.mask,
   }, Net)

@@ -6,7 +6,6 @@
 -- A student's step begins, one time in two, from a noised training latent, else from where the student itself has come to:
 -- it learns to correct what its own first steps did.
 local melies = require "melies"
-local wan = melies["grad.wan_dit"]
 local T, grad = melies.tensor, melies.grad
 
 local few_steps = {}
@@ -18,7 +17,7 @@ function few_steps.train(world, transformer, o)
   local teacher = transformer.with(world, o.weights)
   local params = {}
   for name, p in pairs(teacher.dit.params) do params[name] = grad.param(p.value:clone()) end
-  local student = wan.net(params, { heads = transformer.dit.heads, text_len = transformer.text_len })
+  local student = transformer.net(params)
   local shift, fine = transformer.shift, few_steps.steps * few_steps.substeps
   local function sigma(i)
     local u = 1 - i / fine

@@ -17,6 +17,8 @@ transformer.text = { vocabulary = 800, dim = 192, heads = 4, ffn = 384, layers =
 transformer.dit = { dim = 256, heads = 4, ffn = 1024, layers = 6, channels = 48, text_dim = 192, freq_dim = 256,
   patch = { 1, 2, 2 } }
 transformer.text_len = 32
+-- What the layout lacks for so small a model (models/wan_dit.lua). positions: the tokens of a clip, frames, rows, columns.
+transformer.additions = { preconditioned = true, positions = { 5, 6, 6 }, pooled = true }
 transformer.shift = 3
 
 -- What the classifier tells: the attributes of the world, each with one more class for "not said".
@@ -35,6 +37,12 @@ end
 
 local PREFIX = { text = "text_encoder/", dit = "dit/", reader = "reader/" }
 
+function transformer.net(params)
+  local o = { heads = transformer.dit.heads, text_len = transformer.text_len }
+  for key, value in pairs(transformer.additions) do o[key] = value end
+  return wan.net(params, o)
+end
+
 -- Everything that is trained, under one roof: parameters with prefixed names, and the nets over them.
 function transformer.build(world, seed)
   local params = {}
@@ -51,7 +59,7 @@ function transformer.build(world, seed)
     bias = grad.param(T.zeros { total }),
   })
   return { params = params, text = t5.net(text), reader = reader, questions = asked,
-    dit = wan.net(dit, { heads = transformer.dit.heads, text_len = transformer.text_len }) }
+    dit = transformer.net(dit) }
 end
 
 -- Token ids [B, text_len] with the end mark and zeros behind, and which of them are there [B, text_len].
@@ -86,13 +94,18 @@ local function reading_loss(nets, text, mask, labels)
   return grad.mul(total, 1 / #nets.questions)
 end
 
--- A batch: latents, weights, captions and labels. Every clip has many captions; now and then it has none.
-local function batch(world, store, nets, step, o)
-  local latents, weights, captions, labels = {}, {}, {}, {}
+-- A batch: latents, weights, captions and labels. Every clip has many captions; now and then it has none. stills: so many
+-- single frames instead of o.batch clips, and their numbers from 0.
+local function batch(world, store, nets, step, o, stills)
+  local latents, weights, captions, labels, first = {}, {}, {}, {}, stills and {} or nil
   for i in ipairs(nets.questions) do labels[i] = {} end
-  for i = 1, o.batch do
+  for i = 1, stills or o.batch do
     local index = step:random(store.count)
     local latent, mask = store:get(index)
+    if stills then
+      local frame = step:random(latent.shape[2])
+      latent, mask, first[i] = latent:slice(2, frame, frame), mask:slice(1, frame, frame), frame - 1
+    end
     latents[i], weights[i] = latent:to("f32"), mask
     local a = world.describe { seed = o.world_seed, index = index }
     local caption, says = world.words.caption(a, world.random(o.world_seed, index, 16 + step:random(64)), {})
@@ -104,8 +117,8 @@ local function batch(world, store, nets, step, o)
       labels[j][i] = said and a[q.name] and q.class[a[q.name]] or 0
     end
   end
-  for j in ipairs(labels) do labels[j] = T.of(labels[j], { o.batch }, "i64") end
-  return T.stack(latents, 1), T.stack(weights, 1):unsqueeze(2), captions, labels
+  for j in ipairs(labels) do labels[j] = T.of(labels[j], { #captions }, "i64") end
+  return T.stack(latents, 1), T.stack(weights, 1):unsqueeze(2), captions, labels, first
 end
 
 -- Sigmas [B] of a step: one draw for each of B equal parts of (0, 1), so that a batch has all levels of noise.
@@ -123,19 +136,22 @@ local function levels(step, count, shift)
   return list
 end
 
--- One step of flow matching over a batch: the loss, and numbers for the log.
+-- One step of flow matching over a batch: the loss, and numbers for the log. A part of the steps, o.stills, looks at four
+-- times as many clips, one latent frame of each, for the same work: what stands where at which moment is learnt from these.
 function transformer.loss(world, store, nets, tokenizer, step, o)
-  local clean, weight, captions, labels = batch(world, store, nets, step, o)
-  local sigma, t = levels(step, o.batch, o.shift), {}
+  local stills = step:random() < o.stills and 4 * o.batch or nil
+  local clean, weight, captions, labels, first = batch(world, store, nets, step, o, stills)
+  local sigma, t = levels(step, #captions, stills and 1.5 * o.shift or o.shift), {}
   for i, s in ipairs(sigma) do t[i] = 1000 * s end
-  local s = T.of(sigma, { o.batch, 1, 1, 1, 1 })
+  local s = T.of(sigma, { #captions, 1, 1, 1, 1 })
   local noise = step:noise(clean.shape)
   local ids, mask = transformer.tokens(tokenizer, captions)
   local text = transformer.encode(nets, ids, mask)
-  local velocity = nets.dit:forward(clean * (1 - s) + noise * s, t, text)
+  local velocity = nets.dit:forward(clean * (1 - s) + noise * s, t, text, nil, first)
   local flow = grad.mse(velocity, noise - clean, weight * o.emphasis + 1)
   local reading = reading_loss(nets, text, mask, labels)
-  return grad.add(flow, grad.mul(reading, o.reading)), { flow = flow:item(), reading = reading:item() }
+  return grad.add(flow, grad.mul(reading, o.reading)),
+    { [stills and "stills" or "flow"] = flow:item(), reading = reading:item() }
 end
 
 -- transformer.sample(nets, tokenizer, prompts, o) -> latents [B, C, t, h, w]: Euler over `steps` shifted sigmas with
@@ -174,17 +190,18 @@ function transformer.with(world, weights, seed)
   return nets
 end
 
--- transformer.train(world, o) -> run or nil and a message; o: folder, latents (store), tokenizer, steps, batch, lr, seed,
--- on_step. Where latents are still being made, those that are there are used.
+-- transformer.train(world, o) -> run or nil and a message; o: folder, latents (store), tokenizer, steps, batch, stills, lr,
+-- seed, on_step. Where latents are still being made, those that are there are used.
 function transformer.train(world, o)
   local nets = transformer.build(world, o.seed)
   local store = o.latents
-  local settings = { batch = o.batch, dropout = 0.1, emphasis = 3, reading = 0.1, shift = 2, world_seed = 1 }
+  local settings = { batch = o.batch, dropout = 0.1, emphasis = 3, reading = 0.1, shift = 2, world_seed = 1,
+    stills = o.stills }
   local run, message = melies.train.new {
     params = nets.params, steps = o.steps, lr = o.lr, schedule = "linear", warmup = 100, final = 0.02, clip = 1,
     optimiser = muon.new, betas = { 0.9, 0.98 }, ema = 0.999, weight_decay = 0.02, seed = o.seed, folder = o.folder,
     every = o.every or 250, config = { text = transformer.text, dit = transformer.dit, settings = settings },
-    may_differ = { "steps", "lr" },
+    may_differ = { "steps", "lr", "config.settings.stills" },
     data = { state = function() return { clips = store.count } end, restore = function() end },
     loss = function(step)
       if step.index % 50 == 0 then store:look() end

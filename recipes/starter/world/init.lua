@@ -123,6 +123,7 @@ local movers = {
   end,
 }
 local vertical = { up = true, down = true, bounce = true, jump = true, circle = true } -- these need room above
+local faces = { fish = true, bird = true, car = true, boat = true } -- the others look the same from both sides
 local size_factor = { small = 0.62, medium = 1, large = 1.3 }
 
 -- The actors of a clip: what stays the same over its frames.
@@ -131,14 +132,14 @@ local function actors_of(a, random, aspect)
     local shape = subjects[name]
     local wide = max(shape.width * 2, 1)
     local e = { shape = shape, colour = colours[colour], second = pattern_colour(colour), texture = texture,
-      motion = motion, size = 0.57 / wide * (wide > 1 and 1.22 or 1) * size_factor[size] * (0.95 + 0.1 * random()),
-      x = (random() - 0.5) * 0.12, k = 0.86 + 0.12 * random(), turn = 0, flip = random() < 0.5 and 1 or -1,
+      motion = motion, size = 0.57 / wide * (wide > 1 and 1.22 or 1) * size_factor[size] * (0.98 + 0.04 * random()),
+      x = (random() - 0.5) * 0.04, k = 0.9 + 0.04 * random(), turn = 0, flip = random() < 0.5 and 1 or -1,
       rolls = name == "ball", width = shape.width, middle = shape.middle }
     e.mark = texture == "plain" and shape.plain_mark or nil
     if vertical[motion] then e.size = e.size * 0.82 end
     e.reach = max(0.3, aspect - shape.width * e.size * 1.5) * 0.95
     e.rise = max(0.2, 0.86 - e.size - (shape.air or 0) * e.size)
-    if name == "tree" or name == "cone" or name == "cube" then e.flip = 1 end
+    if not faces[name] then e.flip = 1 end
     return e
   end
   local first = actor(a.subject, a.colour, a.texture, a.size, a.motion)
@@ -336,7 +337,7 @@ function world.render(a, o)
   local hw, hh = aspect / 2 + margin_x, 0.5 + margin_y
   local pw, ph = floor(2 * hw * res + 0.5), floor(2 * hh * res + 0.5)
   local r = room(w, h, pw, ph)
-  places.paint(a.place, r.picture, pw, ph, res, hw, hh, a.light, { random(), random(), random(), random() })
+  places.paint(a.place, r.picture, pw, ph, res, hw, hh, a.light, places.sites[1 + floor(random() * #places.sites)])
   raster.stylise(r.picture, r.copy, pw, ph, style, 64 / res / 7.5)
   local actors = actors_of(a, random, aspect)
   if style == "pixel" then for _, e in ipairs(actors) do e.size = e.size * 1.1 end end
@@ -344,7 +345,6 @@ function world.render(a, o)
 
   local frames, masks = T.empty({ count, height, width, 3 }, "u8"), T.empty({ count, height, width }, "u8")
   local out, mask_out, boxes = frames:ptr(), masks:ptr(), o.boxes and {} or nil
-  local flap_phase = random()
   for f = 0, count - 1 do
     local t = count > 1 and f / (count - 1) or 0.5
     local px, py, zoom = camera_of(a.camera, t)
@@ -359,7 +359,7 @@ function world.render(a, o)
     for pass = 1, 2 do -- all shadows lie below all subjects
       for _, e in ipairs(actors) do
         local s = pose(e, t, aspect)
-        s.flap = e.shape.flaps and cosine(t * e.shape.flaps + flap_phase) * 0.85 or 1
+        s.flap = e.shape.flaps and cosine(t * e.shape.flaps) * 0.85 or 1
         local scale = e.size * s.k * shown
         local co, si = cosine(s.turn), sine(s.turn)
         local fx, fy = scale * s.sx * s.flip, scale * s.sy

@@ -7,6 +7,10 @@ local raster = ...
 
 local places = { horizon = -0.08, camera = 0.42 }
 
+-- Every place is met at a few sites: the numbers p1..p4 of its painter. They are few so that a small model learns them, and
+-- so that two shots of one place show one place.
+places.sites = { { 0.22, 0.61, 0.35, 0.8 }, { 0.74, 0.18, 0.83, 0.41 } }
+
 -- top, low: the sky's colours. tint: of the ground and what stands there. subject: of the subjects. disc: sun or moon, x,
 -- y, radius, colour. to: direction to the light (x right, y up, z to the viewer). shadow: how far the shadow of a point
 -- at height 1 falls (right, up the picture), how dark, and how many pixels soft at a height of 64.
