@@ -1,15 +1,19 @@
 -- melies-api: 1
--- Frames that are no picture: not a number, torn, or out of place.
--- not a number: any value that is NaN or infinite. The other two compare a frame t with both neighbours.
+-- Frames that are no picture: not a number, torn, out of place, or damaged.
+-- not a number: any value that is NaN or infinite. The others compare a frame t with both neighbours.
+-- damaged: blocks that neither neighbour explains, wherever they may have moved (formula: melies/misfit.lua); their sum is
+-- more than `damage`. One in which the frames around differ as much themselves tells nothing, nor does what only jumped.
 -- torn: rows from some row on are displaced sideways. n(r) = min(|t - before|, |t - after|) - |before - after|, the mean over
 -- row r of luma, is at most 0 where motion goes on evenly; s(r) is the share of columns whose step from row r to the next is
 -- more than `tear` times the steps around it, less what either neighbour has within an eighth of the height; f is the
 -- difference of the rows beside r to the neighbours' mean after the best shift along the rows, against that without one.
 -- Where n is above 0.01 in the eighth of the height on one side of r and below a third of that on the other, the frame is
--- torn if s > `wide`, or s > 0.05 and f < 0.4; at the row where the two sides differ most, f < 0.18 says enough.
+-- torn if s > `wide`, or s > 0.05 and f < 0.4; at the row where the two sides differ most, f < 0.18 says enough. All of this
+-- counts only where some block is damaged.
 -- out of place: a frame that differs from both neighbours by more than `alone` times what they differ from each other, and by
 -- more than 0.08. value is the number of such frames.
 local melies = require "melies"
+local misfit = require "melies.misfit"
 
 -- For each row but the first and last three, the share of columns with a step down that stands out; h numbers.
 local function steps(y, tear)
@@ -86,33 +90,43 @@ return {
     threshold = { "integer", default = 0, min = 0, help = "the most frames that pass" },
     tear = { "number", default = 2, min = 1, max = 100, help = "times the steps between the rows around" },
     wide = { "number", default = 0.5, min = 0.1, max = 1, help = "share of the width that is torn whatever it shows" },
+    damage = { "number", default = 0.3, min = 0, max = 1000, help = "the sum of what neither neighbour explains" },
     alone = { "number", default = 4, min = 1, max = 100, help = "times the neighbours' difference" },
   },
   new = function(p)
     local series, self = melies.check.series(), {}
-    local count, before, middle = 0, nil, nil
+    local count, kept = 0, {} -- the last frames, from two before the one that is judged to two behind it
     local function note(here, what)
       count = count + 1
       series:add(here, 1, what)
     end
+    local function judge(i)
+      local before, now, after = kept[i - 1], kept[i], kept[i + 1]
+      if not (before and now and after) then return end
+      local around = {}
+      for d = -2, 2 do around[d] = kept[i + d] and kept[i + d].planes end
+      local sum = misfit.measure(now.planes, around)
+      if sum > 0 and torn(before, now, after, p.wide) then return note(now.here, "torn") end
+      local a, b = (now.frame - before.frame):abs():mean(), (now.frame - after.frame):abs():mean()
+      local ends = (after.frame - before.frame):abs():mean()
+      if math.min(a, b) > 0.08 and math.min(a, b) > p.alone * ends then note(now.here, "out of place")
+      elseif sum > p.damage then note(now.here, "damaged") end
+    end
     function self.push(_, here)
       if here.nonfinite > 0 then
+        judge(#kept - 1)
         note(here, "not a number")
-        before, middle = nil, nil
+        kept = {}
         return
       end
       local luma = melies.video.luma(melies.video.floats(here.raw)):contiguous()
-      local now = { here = here, frame = here.frame, y = luma, steps = steps(luma, p.tear) }
-      if before and middle then
-        local a = (middle.frame - before.frame):abs():mean()
-        local b = (middle.frame - now.frame):abs():mean()
-        local ends = (now.frame - before.frame):abs():mean()
-        if torn(before, middle, now, p.wide) then note(middle.here, "torn")
-        elseif math.min(a, b) > 0.08 and math.min(a, b) > p.alone * ends then note(middle.here, "out of place") end
-      end
-      before, middle = middle, now
+      kept[#kept + 1] = { here = here, frame = here.frame, y = luma, steps = steps(luma, p.tear),
+        planes = misfit.planes(here.frame) }
+      judge(#kept - 2)
+      if #kept == 5 then table.remove(kept, 1) end
     end
     function self.finish()
+      judge(#kept - 1)
       return { value = count, pass = count <= p.threshold, threshold = p.threshold, better = "low", series = series,
         where = series:worst("high", 0.5), remedy = { seed = true } }
     end
