@@ -43,10 +43,10 @@ local function linear(p, job)
     { compute = "f32" }), tensors
 end
 
--- Runs to the end, with its watch, and keeps the moving averages.
-local function finish(job, run, watch, path)
+-- Runs to the end, with its watch, and keeps the moving averages. steps: what runs it.
+local function finish(job, run, watch, path, steps)
   job:check(watch:follow(run))
-  local ok, message = run:run()
+  local ok, message = (steps or run.run)(run)
   watch:finish()
   job:check(ok, message)
   local weights = run:weights(true)
@@ -90,10 +90,19 @@ function stages.latents(p, job, world)
 end
 
 function stages.transformer(p, job, world)
-  local transformer = part "transformer"
+  local transformer, together = part "transformer", part "together"
   local folder = p.folder .. "/transformer"
   local store = job:check(part("latents").open(p.folder .. "/latents"))
   local tokenizer = job:check(melies.tokenizer.load(p.folder .. "/spiece.model"))
+  local settings = { folder = folder, latents = store, tokenizer = tokenizer, steps = p.steps, batch = p.batch,
+    stills = p.stills, lr = p.rate, seed = p.seed, every = (p.workers > 1 or p.worker > 1) and math.huge or nil }
+  if p.worker > 1 then -- one round for the process that started this one
+    settings.folder, settings.from, settings.seed = ("%s/worker-%d"):format(folder, p.worker), folder, p.seed + p.worker
+    local helping = job:check(transformer.train(world, settings))
+    job:check(helping:run(together.last(helping)))
+    job:check(helping:save())
+    return
+  end
   local decoder = linear(p, job)
   local shape, run = { store:get(1).shape[1], 5, p.size / 8, p.size / 8 }, nil
   local watch = job:check(train_watch.new { folder = folder, steps = p.steps, title = "starter: transformer",
@@ -107,9 +116,18 @@ function stages.transformer(p, job, world)
       end
       return melies.media.contact_sheet(clips, { columns = 4, labels = looked_at, gap = 2 })
     end })
-  run = job:check(transformer.train(world, { folder = folder, latents = store, tokenizer = tokenizer, steps = p.steps,
-    batch = p.batch, stills = p.stills, lr = p.rate, seed = p.seed, on_step = watch.on_step }))
-  finish(job, run, watch, p.folder .. "/transformer.safetensors")
+  settings.on_step = watch.on_step
+  run = job:check(transformer.train(world, settings))
+  local threads = math.max(1, math.floor(tonumber(melies.threads()) / p.workers))
+  if p.workers > 1 then melies.threads(threads) end
+  local steps = p.workers > 1 and function()
+    return together.run(run, p.workers, function(k)
+      return { "-q", "--threads", threads, "run", "train_starter",
+        "--stage", "transformer", "--folder", p.folder, "--size", p.size, "--steps", p.steps, "--batch", p.batch,
+        "--stills", p.stills, "--rate", p.rate, "--seed", p.seed, "--worker", k }
+    end)
+  end
+  finish(job, run, watch, p.folder .. "/transformer.safetensors", steps)
 end
 
 function stages.few_steps(p, job, world)
@@ -179,10 +197,12 @@ return {
     few_steps_steps = { "integer", default = 500, min = 1, max = 1e7, help = "steps of the four-step variant" },
     batch = { "integer", default = 16, min = 1, max = 4096, help = "clips a step" },
     rate = { "number", default = 2e-3, min = 1e-6, max = 1, help = "learning rate" },
+    workers = { "integer", default = 1, min = 1, max = 256, help = "processes that train the transformer together" },
+    worker = { "integer", default = 0, min = 0, max = 256, help = "which of them this is: --workers starts the others" },
     sample_every = { "integer", default = 1000, min = 1, help = "steps between two sheets to look at" },
   },
   order = { "stage", "folder", "size", "clips", "autoencoder_steps", "steps", "stills", "few_steps_steps", "batch", "rate",
-    "sample_every" },
+    "workers", "worker", "sample_every" },
   run = function(p, job)
     local world = part "../world/init"
     job:check(melies.fs.make(p.folder))

@@ -189,13 +189,40 @@ local function open(path)
 end
 train.open = open
 
--- Goes on from the newest checkpoint of the folder that can be read; what was skipped stands in run.notes.
-function Run:resume()
+-- train.average(paths, path) -> true, or nil and a message: the mean of the checkpoints of runs that began from one, all
+-- of one step, with the first one's state. path may be one of them.
+function train.average(paths, path)
+  local files, first = {}, nil
+  for i, name in ipairs(paths) do
+    local state, file = open(name)
+    if not state then return nil, "train: " .. file end
+    first = first or state
+    if state.step ~= first.step then
+      return nil, ("train: %s is of step %d, %s of step %d"):format(name, state.step, paths[1], first.step)
+    end
+    files[i] = file
+  end
+  local out = {}
+  for _, name in ipairs(files[1]:names()) do
+    local sum = files[1]:get(name) * (1 / #files)
+    for i = 2, #files do
+      if not files[i]:has(name) then return nil, ("train: %s has no '%s'"):format(paths[i], name) end
+      sum:add_(files[i]:get(name), 1 / #files)
+    end
+    out[name] = sum
+  end
+  return weights.save(path, out, files[1].metadata)
+end
+
+-- Goes on from the newest checkpoint of a folder (the run's own by default) that can be read; what was skipped stands in
+-- run.notes.
+function Run:resume(folder)
   local o = self.o
-  local list, message = train.checkpoints(o.folder)
+  folder = folder or o.folder
+  local list, message = train.checkpoints(folder)
   if not list then return nil, "train: " .. message end
-  for _, name in ipairs(fs.list(o.folder)) do -- what a killed run left half written
-    if name:find("^step%-%d+%.safetensors%.part%-") then os.remove(o.folder .. "/" .. name) end
+  for _, name in ipairs(folder == o.folder and fs.list(folder) or {}) do -- what a killed run left half written
+    if name:find("^step%-%d+%.safetensors%.part%-") then os.remove(folder .. "/" .. name) end
   end
   for _, entry in ipairs(list) do
     local state, file = open(entry.path)
@@ -213,7 +240,7 @@ function Run:resume()
     end
     self.notes[#self.notes + 1] = ("skipped %s: %s"):format(entry.path, file)
   end
-  if #list > 0 then return nil, ("train: no checkpoint in %s can be read: %s"):format(o.folder, self.notes[1]) end
+  if #list > 0 then return nil, ("train: no checkpoint in %s can be read: %s"):format(folder, self.notes[1]) end
   return true
 end
 

@@ -121,6 +121,28 @@ t.test("a run that is killed and resumed ends with the same bits", function()
   t.ok(one == two, "the files are the same, byte for byte")
 end)
 
+t.test("the mean of runs that began from one", function()
+  local a, b, c = t.folder(), t.folder(), t.folder()
+  assert(assert(toy_run(a, { steps = 10 })):run())
+  local other = assert(toy_run(b, { steps = 20, seed = 4, resume = false, may_differ = { "seed", "steps" } }))
+  assert(other:resume(a))
+  t.eq(other.step, 10)
+  assert(other:run())
+  local first = assert(toy_run(a, { steps = 20, may_differ = { "steps" } }))
+  assert(first:run())
+  local one, two = train.checkpoints(a)[1].path, train.checkpoints(b)[1].path
+  local mean = c .. "/step-00000020.safetensors"
+  assert(train.average({ one, two }, mean))
+  local function get(path, name) return assert(melies.weights.open(path)):get(name) end
+  for _, name in ipairs { "weights/w1", "m/w2", "ema/b1" } do
+    t.ok((get(one, name) - get(two, name)):norm() > 0)
+    t.close(get(mean, name), (get(one, name) + get(two, name)) * 0.5, 1e-7, 1e-6)
+  end
+  t.eq(assert(toy_run(c, { steps = 20, may_differ = { "steps" } })).step, 20)
+  local ok, message = train.average({ one, train.checkpoints(a)[2].path }, mean)
+  t.ok(not ok and message:find("is of step", 1, true), message)
+end)
+
 t.test("a damaged checkpoint is skipped, half-written ones are cleared", function()
   local folder = t.folder()
   t.ok(toy_run(folder, { keep = 3 }):run(30))

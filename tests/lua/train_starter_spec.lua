@@ -101,6 +101,19 @@ t.test("the transformer learns, goes on where it stopped, and comes out as a mod
   t.ok(melies.fs.stat(folder .. "/transformer/samples/step-00000003.png"))
   train("transformer", { steps = 4 })
   t.eq(#assert(require("melies.train_watch").read(folder .. "/transformer/log.jsonl")), 4)
+
+  local program = (os.getenv "MELIES_BUILD" or root .. "/build") .. "/melies"
+  local status = os.execute(("%s -q --threads 2 run train_starter --stage transformer --folder %s --size 32 --batch 4 "
+    .. "--steps 6 --sample_every 100 --workers 2 2>%s/workers.log"):format(program, folder, folder))
+  t.ok(status == 0 or status == true, melies.fs.read(folder .. "/workers.log"))
+  t.eq(#assert(require("melies.train_watch").read(folder .. "/transformer/log.jsonl")), 6)
+  local mean = assert(melies.weights.open(folder .. "/transformer/step-00000006.safetensors"))
+  local other = assert(melies.weights.open(folder .. "/transformer/worker-2/step-00000006.safetensors"))
+  local before = assert(melies.weights.open(folder .. "/transformer/step-00000004.safetensors"))
+  local name = "weights/dit/blocks.0.ffn.0.weight"
+  local apart, moved = (mean:get(name) - other:get(name)):norm(), (mean:get(name) - before:get(name)):norm()
+  t.ok(apart > 0 and apart < moved, ("%g of %g"):format(apart, moved))
+
   train "few_steps"
   train "export"
   local model = folder .. "/model"

@@ -191,7 +191,8 @@ function transformer.with(world, weights, seed)
 end
 
 -- transformer.train(world, o) -> run or nil and a message; o: folder, latents (store), tokenizer, steps, batch, stills, lr,
--- seed, on_step. Where latents are still being made, those that are there are used.
+-- seed, on_step, every (steps between checkpoints), from (folder of the checkpoint to begin with, instead of its own).
+-- Where latents are still being made, those that are there are used.
 function transformer.train(world, o)
   local nets = transformer.build(world, o.seed)
   local store = o.latents
@@ -200,8 +201,8 @@ function transformer.train(world, o)
   local run, message = melies.train.new {
     params = nets.params, steps = o.steps, lr = o.lr, schedule = "linear", warmup = 100, final = 0.02, clip = 1,
     optimiser = muon.new, betas = { 0.9, 0.98 }, ema = 0.999, weight_decay = 0.02, seed = o.seed, folder = o.folder,
-    every = o.every or 250, config = { text = transformer.text, dit = transformer.dit, settings = settings },
-    may_differ = { "steps", "lr", "config.settings.stills" },
+    every = o.every or 250, resume = not o.from, may_differ = { "steps", "lr", "seed", "config.settings.stills" },
+    config = { text = transformer.text, dit = transformer.dit, settings = settings },
     data = { state = function() return { clips = store.count } end, restore = function() end },
     loss = function(step)
       if step.index % 50 == 0 then store:look() end
@@ -209,6 +210,11 @@ function transformer.train(world, o)
     end,
     on_step = o.on_step,
   }
+  if run and o.from then
+    local ok
+    ok, message = run:resume(o.from)
+    if not ok then return nil, message end
+  end
   return run, run and nets or message
 end
 
