@@ -52,6 +52,37 @@ function M.draw_to(denoise, reference, strength, from)
   end
 end
 
+-- A denoise(x, sigma) that draws what looks like a character to the colours of its picture, wherever it is. reference: the
+-- latent [C, T, H, W] of a still of the picture; c is the mean of the middle half of its last frame. share: how much of the
+-- frame the character takes, 0..1. Of each frame of the coarse estimate y, with d = |y - c|^2 per place and q the largest d
+-- among the `share` of the places that are nearest to c:
+--   x0 + k max(0, 1 - d / 2q) (c - y)
+-- at noise levels from `from` on, k growing from 0 there to `strength` at sigma 1. A place is moved the more, the more it looks
+-- like the character already; what is fine stays the model's.
+function M.draw_subject(denoise, reference, share, strength, from)
+  from = from or 0.5
+  local h, w = reference.shape[3], reference.shape[4]
+  local middle = reference:slice(2, -1, -1):slice(3, 1 + math.floor(h / 4), math.ceil(3 * h / 4))
+    :slice(4, 1 + math.floor(w / 4), math.ceil(3 * w / 4))
+  local colour = middle:contiguous():mean(4, true):mean(3, true)
+  return function(x, sigma)
+    local x0 = denoise(x, sigma)
+    local k = strength * (sigma - from) / (1 - from)
+    if k <= 0 then return x0 end
+    local way = colour - coarse(x0)
+    local d = way:square():sum(1, true)
+    local places = d.shape[3] * d.shape[4]
+    local nearest = math.max(1, math.min(places, math.ceil(share * places)))
+    local limits = T.empty { 1, d.shape[2], 1, 1 }
+    for t = 1, d.shape[2] do
+      local list = d:select(2, t):contiguous():list()
+      table.sort(list)
+      limits:set(t, math.max(2 * list[nearest], 1e-12))
+    end
+    return x0 + way * (1 - d / limits):clamp(0, 1) * k
+  end
+end
+
 -- ---- the report -----------------------------------------------------------------------------------
 
 local function number(value) -- JSON has no others

@@ -2,8 +2,8 @@
 -- into one file, frame by frame. What the project remembers is used, and added to (melies.recall).
 --
 --   film.run(job, board, opts) -> path or frames
--- board: a storyboard (melies.plan); opts: checks, passes (lists as text), tries, jobs (processes), overlap, anchor, likeness,
--- bank, report, report_checks, and what melies.steer takes: audio, reference, as.
+-- board: a storyboard (melies.plan); opts: checks, passes (lists as text), tries, jobs (processes), overlap, anchor, casting,
+-- likeness, bank, report, report_checks, and what melies.steer takes: audio, reference, as.
 --
 -- Shots are shared between processes by their folders' locks: the program starts opts.jobs - 1 more of itself, each of which
 -- takes the next shot that nobody has. In the job's folder: storyboard.json, memory.safetensors, and the shots' folders.
@@ -144,7 +144,7 @@ function M.run(job, board, opts)
     total = total + (shot.length or shot.frames)
   end
   film.recall = recall.of(job, model, film.board, { shots = film.shots, work = work, notes = notes,
-    likeness = opts.likeness or 0.5 })
+    likeness = opts.likeness or 0.5, casting = opts.casting or 0 })
   if job.opts.worker then
     render_all(film)
     return true
@@ -198,6 +198,7 @@ function M.params(own)
     tries = { "integer", default = 2, min = 1, max = 100, help = "attempts at a shot that fails its checks" },
     passes = { "string", default = "deflicker; color_match: scope=shot, strength=0.25, deviation=false",
       help = "what the joined film goes through: melies list passes" },
+    casting = { "number", default = 0, min = 0, max = 1, help = "how much remembered characters are drawn to their pictures" },
     likeness = { "number", default = 0.5, min = 0, max = 1, help = "how much shots of one place are drawn to each other" },
     bank = { "enum", choices = { "read", "on", "off" }, default = "read",
       help = "the project's memory: read: it is used; on: finished shots are remembered too" },

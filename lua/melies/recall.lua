@@ -2,7 +2,8 @@
 -- for the same words, a picture of the place that the sampler leans on, the colours of a look.
 --
 --   recall.apply(job, board) -> notes             descriptions and pictures of the memory into the board; changes are told
---   recall.of(job, model, board, opts) -> recall  opts: shots (of melies.plan), work (the job's folder or nil), notes, likeness
+--   recall.of(job, model, board, opts) -> recall  opts: shots (of melies.plan), work (the job's folder or nil), notes, likeness,
+--                                                    casting: how much characters are drawn to their pictures
 --     recall:after(i)                 the shot that has to be finished before shot i, nil where there is none
 --     recall:rows(i, rows)            the shot's rows of text, those of remembered descriptions drawn to the memory's
 --     recall:around(i, plate)         function(denoise, shape) for melies.longform, or nil; plate(k): the mean frame of shot k
@@ -21,6 +22,7 @@ local Recall = {}
 Recall.__index = Recall
 
 local WORDS = 0.5 -- how far rows of text are drawn to the remembered ones
+local SHARE = 0.12 -- of the frame: a character of whom nothing else is known
 
 -- ---- the board -------------------------------------------------------------------------------------
 
@@ -42,9 +44,16 @@ local function picture(path, p)
   return image:select(1, 1):contiguous()
 end
 
--- Tensors "place.NAME" and "look" (u8 frames of the film's size) and "words.NAME" (rows), and the words themselves.
-local function gather(job, model, board, notes)
+-- Tensors "place.NAME", "who.NAME" and "look" (u8 frames of the film's size), "words.NAME" (rows) and "share.NAME" (of the
+-- frame, one number), and the words themselves.
+local function gather(job, model, board, notes, casting)
   local bank, tensors, words = require "melies.memory_bank", {}, {}
+  for name, who in pairs(casting > 0 and board.characters or {}) do
+    if who.image then
+      tensors["who." .. name] = job:check(picture(who.image, job.params))
+      tensors["share." .. name] = T.full({ 1 }, SHARE)
+    end
+  end
   for name, place in pairs(board.places or {}) do
     if place.image then tensors["place." .. name] = job:check(picture(place.image, job.params)) end
   end
@@ -53,6 +62,8 @@ local function gather(job, model, board, notes)
       if note.image then tensors.look = job:check(picture(note.image, job.params)) end
     else
       local entry = bank.get(note.entry)
+      local share = tensors["share." .. note.name]
+      if share and entry and entry.size then share:fill_(entry.size.width * entry.size.height) end
       local rows = entry and entry.description == note.after and entry:embedding(model)
       if rows then tensors["words." .. note.name], words[note.name] = rows:contiguous(), note.after end
     end
@@ -62,7 +73,7 @@ end
 
 function M.of(job, model, board, opts)
   local self = setmetatable({ job = job, model = model, board = board, shots = opts.shots, likeness = opts.likeness,
-    tensors = {}, words = {}, latents = {}, seen = {} }, Recall)
+    casting = opts.casting or 0, tensors = {}, words = {}, latents = {}, seen = {} }, Recall)
   local path = opts.work and opts.work.folder and opts.work.folder .. "/memory.safetensors"
   local file = path and fs.stat(path) and require("melies.weights").open(path)
   if file then
@@ -70,7 +81,7 @@ function M.of(job, model, board, opts)
     self.words = json.decode(file.metadata.words or "{}")
     file:close()
   elseif not job.opts.worker then
-    self.tensors, self.words = gather(job, model, board, opts.notes)
+    self.tensors, self.words = gather(job, model, board, opts.notes, self.casting)
     if path and next(self.tensors) then
       job:check(require("melies.weights").save(path, self.tensors, { words = json.encode(self.words) }))
     end
@@ -143,20 +154,38 @@ function Recall:first(i)
   return self.model.image_input and kept and require("melies.media").to_f32(kept):unsqueeze(1) or nil
 end
 
+-- The latent of a picture, made once for all shots; nil where it has not the film's size.
+local function latent_of(self, name, frame, shape)
+  local latent = self.latents[name] or still(self.model, type(frame) == "function" and frame() or frame)
+  self.latents[name] = latent
+  return latent.shape[3] == shape[3] and latent.shape[4] == shape[4] and latent or nil
+end
+
 function Recall:around(i, plate)
-  local shot = self.shots[i]
-  if self.likeness == 0 or shot.overlap or not shot.where or self:first(i) then return nil end
-  local kept, j = self.tensors["place." .. shot.where], same_place(self, i)
-  if not kept and not j then return nil end
-  return function(denoise, shape)
-    local latent = self.latents[shot.where]
-    if not latent then
-      latent = still(self.model, kept or plate(j))
-      self.latents[shot.where] = latent
+  local shot, list = self.shots[i], {}
+  if self.likeness > 0 and not shot.overlap and shot.where and not self:first(i) then
+    local kept, j = self.tensors["place." .. shot.where], same_place(self, i)
+    if kept or j then
+      list[1] = function(denoise, shape)
+        local latent = latent_of(self, "place." .. shot.where, kept or function() return plate(j) end, shape)
+        return latent and require("melies.consistency").draw_to(denoise, latent, self.likeness) or denoise
+      end
     end
-    if latent.shape[3] ~= shape[3] or latent.shape[4] ~= shape[4] then return denoise end
-    return require("melies.consistency").draw_to(denoise, latent, self.likeness)
   end
+  for _, name in ipairs(self.casting > 0 and shot.who or {}) do
+    local kept = self.tensors["who." .. name]
+    if kept then
+      list[#list + 1] = function(denoise, shape)
+        local latent = latent_of(self, "who." .. name, kept, shape)
+        return latent and require("melies.consistency").draw_subject(denoise, latent,
+          self.tensors["share." .. name]:item(), self.casting) or denoise
+      end
+    end
+  end
+  return #list > 0 and function(denoise, shape)
+    for _, fn in ipairs(list) do denoise = fn(denoise, shape) end
+    return denoise
+  end or nil
 end
 
 function Recall:look()

@@ -84,6 +84,54 @@ t.test("shots of one place are drawn to each other, and what moves still moves",
   t.ok(still > 0.5 * motion, "still moves")
 end)
 
+t.test("a character's picture draws what looks like it, and nothing where the strength is 0", function()
+  local x = T.zeros { 2, 2, 8, 8 }
+  x:slice(3, 3, 6):slice(4, 1, 4):fill_(0.6) -- a patch that is a little like it
+  local picture = T.full({ 2, 2, 8, 8 }, 1)
+  local function drawn(strength)
+    return melies.consistency.draw_subject(function() return x end, picture, 0.12, strength)(x, 1)
+  end
+  t.eq((drawn(0) - x):abs():amax(), 0)
+  local near = drawn(0.8)
+  t.ok(near:slice(3, 4, 5):slice(4, 1, 3):mean() > 0.75, "the patch comes nearer")
+  t.ok(near:slice(3, 1, 8):slice(4, 7, 8):abs():amax() < 0.01, "what is far from it stays")
+  t.eq((melies.consistency.draw_subject(function() return x end, picture, 0.12, 0.8)(x, 0.5) - x):abs():amax(), 0)
+
+  local image = T.full({ 32, 32, 3 }, 0.2)
+  for i, value in ipairs { 0.75, 0.15, 0.6 } do image:select(3, i):fill_(value) end
+  assert(bank.remember { name = "ball", kind = "character", description = "the ball", frames = image:unsqueeze(1),
+    box = { 0.2, 0.2, 0.6, 0.6 }, folder = folder .. "/cast" })
+  local picture_path = assert(bank.get("ball", { folder = folder .. "/cast" })).path .. "/reference-1.png"
+  local board = { seed = 6, characters = { ball = { description = "the ball", image = picture_path } }, shots = {} }
+  for i = 1, 2 do
+    board.shots[i] = { text = i == 1 and "the ball rolls over the grass" or "the ball jumps in the snow", who = { "ball" },
+      seconds = 1, transition = i == 2 and "cut" or "none" }
+  end
+  local path = folder .. "/" .. story("cast.json", board)
+  local lab = melies.video.to_lab(image):select(1, 1):select(1, 1):list()
+  local function made(casting)
+    local frames = assert(melies.run("film_from_storyboard", { storyboard = path, steps = 6, passes = "", checks = "",
+      casting = casting, bank = "off", anchor = 0 }))
+    local sum, motion = 0, 0
+    for k = 1, frames.shape[1] do -- the eighth of each frame that is nearest to the character's colour
+      local d = (melies.video.to_lab(frames:select(1, k):contiguous()) - T.of(lab, { 1, 1, 3 })):square():sum(3):sqrt():list()
+      table.sort(d)
+      for m = 1, math.floor(#d / 8) do sum = sum + d[m] / math.floor(#d / 8) / frames.shape[1] end
+      if k > 1 then motion = motion + (frames:select(1, k) - frames:select(1, k - 1)):abs():mean() end
+    end
+    return sum, motion, frames
+  end
+  local far, motion, plain = made(0)
+  local close, moving = made(0.8)
+  print(("     colour apart %.1f, drawn %.1f (Lab); motion %.3f, %.3f"):format(far, close, motion, moving))
+  t.ok(close < 0.95 * far, "nearer to the picture")
+  t.ok(moving > 0.5 * motion, "still moves")
+  board.characters.ball = "the ball"
+  story("cast.json", board)
+  local _, _, without = made(0.8)
+  t.eq((without - plain):abs():amax(), 0, "without a picture, and with strength 0, the bits are the same")
+end)
+
 t.test("a failed check's own remedy is applied, to the parts from the failing one on", function()
   local function attempts(checks, seconds)
     local said = {}
