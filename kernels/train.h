@@ -42,6 +42,10 @@ typedef struct train_kernels {
     void (*transpose_bf16)(const float *src, int64_t rows, int64_t columns, int64_t lds, uint16_t *dst, int64_t ldd);
     // dst[c][r] = src[r][c], strides in units of 32 bits.
     void (*transpose32)(const uint32_t *src, int64_t rows, int64_t columns, int64_t lds, uint32_t *dst, int64_t ldd);
+    // 16 channels of a depthwise convolution's taps (1 to 8) over `count` pixels of a row: sum[t step + c] += the sum
+    // of dy[i step + c] x[i step_x + t step + c].
+    void (*depthwise)(
+        const float *x, const float *dy, int64_t count, int64_t step_x, int64_t step, int taps, float *sum);
 } train_kernels;
 
 extern const train_kernels train_kernels_ref, train_kernels_avx2, train_kernels_avx512;

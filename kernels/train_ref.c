@@ -91,5 +91,16 @@ static void transpose32(const uint32_t *src, int64_t rows, int64_t columns, int6
             dst[c * ldd + r] = src[r * lds + c];
 }
 
+static void depthwise(
+    const float *x, const float *dy, int64_t count, int64_t step_x, int64_t step, int taps, float *sum) {
+    for (int t = 0; t < taps; t++)
+        for (int c = 0; c < 16; c++) {
+            double s = 0;
+            for (int64_t i = 0; i < count; i++)
+                s += (double)dy[i * step + c] * x[i * step_x + t * step + c];
+            sum[t * step + c] += (float)s;
+        }
+}
+
 const train_kernels train_kernels_ref = {
-    act_grad, dot, accumulate, norm_grad, softmax_grad, adamw, transpose_bf16, transpose32};
+    act_grad, dot, accumulate, norm_grad, softmax_grad, adamw, transpose_bf16, transpose32, depthwise};

@@ -1,5 +1,6 @@
 // Linear layers and convolutions whose weights change every step.
 #include "ops/backward.h"
+#include "train/depthwise.h"
 #include "train/train.h"
 
 #include <string.h>
@@ -187,7 +188,9 @@ mel_status mel_train_conv_backward(const mel_tensor *x, const mel_tensor *weight
     if (!s && dx) s = mel_tensor_cast(gx, x->dtype, &cast, err);
     if (!s && dweight) s = operand(x, g.operand, &px, err);
     if (!s && dweight) s = mel_tensor_create(MEL_F32, weight->ndim, weight->shape, &gw, err);
-    if (!s && dweight) s = mel_conv_train(MEL_CONV_WEIGHTS, &g, px->data, gw->data, NULL, py->data, err);
+    if (!s && dweight)
+        s = mel_depthwise_fits(&g) ? mel_depthwise_weights(&g, px->data, py->data, (float *)(void *)gw->data, err)
+                                   : mel_conv_train(MEL_CONV_WEIGHTS, &g, px->data, gw->data, NULL, py->data, err);
     mel_tensor *mine[] = {px, pw, py, gx};
     for (int i = 0; i < 4; i++)
         mel_tensor_unref(mine[i]);

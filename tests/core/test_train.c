@@ -120,27 +120,19 @@ static void products(void) {
 
 // ---- convolutions ------------------------------------------------------------------------------------------------
 
-static void convolutions(void) {
+static void convolution(int I, int O, int GROUPS, int K, int STRIDE, mel_dtype dtype) {
     enum {
         N = 3,
         H = 7,
         W = 6,
-        I = 4,
-        O = 6,
-        K = 3,
-        STRIDE = 2,
         BEFORE = 2,
-        AFTER = 1,
-        GROUPS = 2
+        AFTER = 1
     };
-    enum {
-        OH = (H + BEFORE + AFTER - K) / STRIDE + 1,
-        OW = (W + BEFORE + AFTER - K) / STRIDE + 1,
-        PER = I / GROUPS
-    };
+    const int OH = (H + BEFORE + AFTER - K) / STRIDE + 1, OW = (W + BEFORE + AFTER - K) / STRIDE + 1, PER = I / GROUPS;
+    const double rough = dtype == MEL_BF16 ? 8e-3 : TIGHT;
     const int64_t stride[] = {STRIDE, STRIDE}, before[] = {BEFORE, BEFORE}, after[] = {AFTER, AFTER};
-    mel_tensor *x = random_tensor(MEL_F32, SHAPE(N, H, W, I)), *w = random_tensor(MEL_F32, SHAPE(O, PER, K, K));
-    mel_tensor *b = random_tensor(MEL_F32, SHAPE(O)), *dy = random_tensor(MEL_F32, SHAPE(N, OH, OW, O));
+    mel_tensor *x = random_tensor(dtype, SHAPE(N, H, W, I)), *w = random_tensor(dtype, SHAPE(O, PER, K, K));
+    mel_tensor *b = random_tensor(MEL_F32, SHAPE(O)), *dy = random_tensor(dtype, SHAPE(N, OH, OW, O));
     mel_tensor *y = NULL, *dx = NULL, *dw = NULL;
     double *vx = values_of(x), *vw = values_of(w), *vb = values_of(b), *vd = values_of(dy);
     double *want_y = zeros(N * OH * OW * O), *want_x = zeros(N * H * W * I), *want_w = zeros(O * PER * K * K);
@@ -162,15 +154,27 @@ static void convolutions(void) {
                                 want_w[at] += vd[to] * vx[ix];
                             }
                 }
-    CHECK_OK(mel_train_conv(x, w, b, stride, before, after, GROUPS, MEL_F32, MEL_SAME, &y, err));
-    CHECK_OK(mel_train_conv_backward(x, w, dy, stride, before, after, GROUPS, MEL_F32, &dx, &dw, err));
-    close_to("conv", y, want_y, 1e-4, TIGHT);
-    close_to("conv dx", dx, want_x, 1e-4, TIGHT);
+    CHECK_OK(mel_train_conv(x, w, b, stride, before, after, GROUPS, dtype, MEL_SAME, &y, err));
+    CHECK_OK(mel_train_conv_backward(x, w, dy, stride, before, after, GROUPS, dtype, &dx, &dw, err));
+    close_to("conv", y, want_y, rough * 5, rough);
+    close_to("conv dx", dx, want_x, rough * 5, rough);
     close_to("conv dw", dw, want_w, 1e-3, TIGHT);
     DROP(x, w, b, dy, y, dx, dw);
     double *mine[] = {vx, vw, vb, vd, want_y, want_x, want_w};
     for (int i = 0; i < 7; i++)
         free(mine[i]);
+}
+
+static void convolutions(void) {
+    convolution(4, 6, 2, 3, 2, MEL_F32);
+    for (int half = 0; half < 2; half++) { // a channel at a time
+        mel_dtype dtype = half ? MEL_BF16 : MEL_F32;
+        if (half && mel_cpu_isa() < MEL_ISA_AVX512) continue;
+        convolution(5, 5, 5, 3, 1, dtype);
+        convolution(37, 37, 37, 5, 2, dtype);
+        convolution(32, 32, 32, 9, 1, dtype);
+        convolution(16, 16, 16, 1, 3, dtype);
+    }
 }
 
 // ---- attention -----------------------------------------------------------------------------------------------------
@@ -441,7 +445,7 @@ static void muons(void) {
 
 // ---- what is refused -----------------------------------------------------------------------------------------------
 
-static mel_tensor *x2, *y2, *vec, *ints, *tokens, *picture, *kernel, *steady, *steady_momentum;
+static mel_tensor *x2, *y2, *vec, *ints, *tokens, *picture, *kernel, *slim, *steady, *steady_momentum;
 
 static void setup(void) {
     x2 = random_tensor(MEL_F32, SHAPE(40, 6));
@@ -452,6 +456,7 @@ static void setup(void) {
     tokens = random_tensor(MEL_F32, SHAPE(2, 5, 3, 8));
     picture = random_tensor(MEL_BF16, SHAPE(2, 5, 5, 4));
     kernel = random_tensor(MEL_F32, SHAPE(4, 4, 3, 3));
+    slim = random_tensor(MEL_F32, SHAPE(4, 1, 3, 3));
     steady = random_tensor(MEL_F32, SHAPE(40, 6));
     steady_momentum = random_tensor(MEL_F32, SHAPE(40, 6));
 }
@@ -519,6 +524,8 @@ CALL(call_matmul, mel_train_matmul(y2, true, x2, false, vec, MEL_F32, MEL_BF16, 
 CALL(call_conv, mel_train_conv(picture, kernel, NULL, ones, ones, ones, 1, MEL_F32, MEL_SAME, out, err))
 CALL(call_conv_backward,
     mel_train_conv_backward(picture, kernel, picture, ones, ones, ones, 1, MEL_F32, &out[0], &out[1], err))
+CALL(call_depthwise,
+    mel_train_conv_backward(picture, slim, picture, ones, ones, ones, 4, MEL_F32, &out[0], &out[1], err))
 CALL(call_sum, mel_sum_to(x2, y2, SHAPE(6), out, err))
 CALL(call_scatter, mel_scatter_add(y2, ints, 4, out, err))
 CALL(call_act, mel_activate_backward(MEL_ACT_SILU, x2, y2, out, err))
@@ -542,10 +549,10 @@ static void allocations(void) {
     static const struct {
         const char *name;
         call_fn fn;
-    } calls[] = {{"matmul", call_matmul}, {"conv", call_conv}, {"conv backward", call_conv_backward}, {"sum", call_sum},
-        {"scatter", call_scatter}, {"act", call_act}, {"norm", call_norm}, {"group norm", call_group},
-        {"softmax", call_softmax}, {"attention", call_attention}, {"mse", call_mse}, {"cross entropy", call_entropy},
-        {"orthogonal", call_orthogonal}, {"muon", call_muon}};
+    } calls[] = {{"matmul", call_matmul}, {"conv", call_conv}, {"conv backward", call_conv_backward},
+        {"depthwise", call_depthwise}, {"sum", call_sum}, {"scatter", call_scatter}, {"act", call_act},
+        {"norm", call_norm}, {"group norm", call_group}, {"softmax", call_softmax}, {"attention", call_attention},
+        {"mse", call_mse}, {"cross entropy", call_entropy}, {"orthogonal", call_orthogonal}, {"muon", call_muon}};
     for (size_t c = 0; c < sizeof calls / sizeof *calls; c++) {
         mel_error error;
         int64_t live = mel_mem_live();
@@ -592,6 +599,6 @@ int main(void) {
         RUN(norms);
         RUN(losses);
     }
-    DROP(x2, y2, vec, ints, tokens, picture, kernel, steady, steady_momentum);
+    DROP(x2, y2, vec, ints, tokens, picture, kernel, slim, steady, steady_momentum);
     return CHECK_DONE();
 }

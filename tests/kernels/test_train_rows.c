@@ -186,6 +186,19 @@ static void transposes(void) {
     }
 }
 
+static void depthwises(void) {
+    for (int round = 0; round < ROUNDS; round++) {
+        int64_t count = random_below(30), step = 16 + random_below(40), step_x = step * (1 + random_below(2));
+        int taps = 1 + (int)random_below(8);
+        values v = {.n = (count * 2 + 10) * step};
+        float *x = some(&v, 2), *dy = some(&v, 2), *sum = some(&v, 1), *want = copy(&v, sum);
+        now->k->depthwise(x, dy, count, step_x, step, taps, sum);
+        ref->depthwise(x, dy, count, step_x, step, taps, want);
+        close_rows("depthwise", taps, sum, want, 2e-5, v.n);
+        done(&v);
+    }
+}
+
 static void times(void) {
     values v = {.n = 4096};
     float *x = some(&v, 3), *dy = some(&v, 1), *dx = some(&v, 1), *w = some(&v, 1), *m = some(&v, 1), *s = some(&v, 0);
@@ -212,6 +225,7 @@ int main(void) {
         RUN(norms);
         RUN(steps);
         RUN(transposes);
+        RUN(depthwises);
         times();
     }
     return CHECK_DONE();
