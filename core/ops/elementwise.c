@@ -243,19 +243,21 @@ static double chunk_sum(const float *a, const float *b, int64_t n) {
     return s;
 }
 
-static double chunk_sumsq(const float *a, const float *b, int64_t n) {
-    (void)b;
-    double s = 0;
-    for (int64_t i = 0; i < n; i++)
-        s += (double)a[i] * a[i];
-    return s;
+// In eight sums, so that one addition need not wait for the last.
+static double chunk_dot(const float *a, const float *b, int64_t n) {
+    double s[8] = {0};
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        for (int j = 0; j < 8; j++)
+            s[j] += (double)a[i + j] * b[i + j];
+    for (int j = 0; i < n; i++, j++)
+        s[j] += (double)a[i] * b[i];
+    return ((s[0] + s[4]) + (s[1] + s[5])) + ((s[2] + s[6]) + (s[3] + s[7]));
 }
 
-static double chunk_dot(const float *a, const float *b, int64_t n) {
-    double s = 0;
-    for (int64_t i = 0; i < n; i++)
-        s += (double)a[i] * b[i];
-    return s;
+static double chunk_sumsq(const float *a, const float *b, int64_t n) {
+    (void)b;
+    return chunk_dot(a, a, n);
 }
 
 static double chunk_max(const float *a, const float *b, int64_t n) {
