@@ -41,12 +41,18 @@ function step_cache.make(name, values)
 end
 
 -- The state of a batch of this shape: guidance with and without its second branch are two series. A sigma that rises is
--- a new run.
+-- a new run; a series that begins below another's sigma goes on with its run, whose warm-up is over or not.
 function Cache:state_of(seen)
   local key = table.concat(seen.first.shape, "x")
   local run = self.runs[key]
   if not run or seen.sigma > run.sigma then
-    run = { sigma = seen.sigma, calls = 0, left_out = 0, state = { calls = 0 } }
+    local calls = 0
+    for other, r in pairs(self.runs) do
+      if other ~= key and r.sigma >= seen.sigma then
+        calls = math.max(calls, r.sigma > seen.sigma and r.calls or r.calls - 1)
+      end
+    end
+    run = { sigma = seen.sigma, calls = calls, left_out = 0, state = { calls = calls } }
     self.runs[key] = run
   end
   run.sigma = seen.sigma

@@ -46,6 +46,21 @@ t.test("a sigma that rises begins a new run; other shapes are other series", fun
   t.eq(cache:reuse { first = T.full({ 2, 2, 3 }, 1), sigma = 0.7 }, nil)
 end)
 
+t.test("a batch that changes its shape in mid-run warms up no second time", function()
+  local cache = step_cache.make("first_block", { threshold = 1, warmup = 3, tail = 0 })
+  t.eq(drive(cache, { 1, 1, 1, 1 }, function(i) return 1 - 0.1 * i end), "4=3")
+  local function single(sigma, rest) -- as guidance that ends
+    local seen = { first = T.full({ 1, 1, 3 }, 1), time = T.full({ 1, 1, 6, 3 }, 1), sigma = sigma }
+    local kept = cache:reuse(seen)
+    if not kept then cache:keep(seen, T.full({ 1, 1, 3 }, rest)) end
+    return kept and kept:get(1)
+  end
+  t.eq(single(0.5, 7), nil) -- nothing is kept for this shape yet
+  t.eq(single(0.4, 8), 7)
+  t.eq(drive(cache, { 1, 1, 1, 1 }, function(i) return 1 - 0.1 * i end), "4=3") -- a new run does
+  t.eq(single(0.9, 9), nil)
+end)
+
 t.test("parameters are checked", function()
   t.raises(function() step_cache.make("first_blok") end, "did you mean 'first_block'")
   t.raises(function() step_cache.make("taylor", { evry = 2 }) end, "evry")
