@@ -93,6 +93,30 @@ function ditkit.side_by_side(contexts, pick, model, what)
   return T.concat(parts, 1)
 end
 
+-- The texts of several contexts side by side: { net, batch, rows, key_bias [batch, rows], blocks = { { k =, v = }, .. } },
+-- shorter ones with masked rows behind. kind: the metatable of this model's contexts. A context without key_bias masks
+-- nothing.
+function ditkit.join(contexts, kind, net, model)
+  if type(contexts) ~= "table" or #contexts == 0 then error(model .. ": join wants a list of contexts", 3) end
+  local out = { net = net, batch = 0, rows = 0, blocks = {} }
+  for i, c in ipairs(contexts) do
+    if getmetatable(c) ~= kind or c.net ~= net then
+      error(("%s: join: entry %d is not a context of this model"):format(model, i), 3)
+    end
+    out.rows, out.batch = math.max(out.rows, c.rows), out.batch + c.batch
+  end
+  local function padded(c, x, value) return c.rows < out.rows and x:pad(2, 0, out.rows - c.rows, value) or x end
+  local biases = {}
+  for i, c in ipairs(contexts) do biases[i] = padded(c, c.key_bias or T.zeros { c.batch, c.rows }, -math.huge) end
+  out.key_bias = T.concat(biases, 1)
+  for b = 1, #net.blocks do
+    local ks, vs = {}, {}
+    for i, c in ipairs(contexts) do ks[i], vs[i] = padded(c, c.blocks[b].k, 0), padded(c, c.blocks[b].v, 0) end
+    out.blocks[b] = { k = T.concat(ks, 1), v = T.concat(vs, 1) }
+  end
+  return out
+end
+
 -- ---- given first frames -------------------------------------------------------------------------------------------
 
 -- Latent frames [C, n, H, W] checked, as [1, C, n, H, W] f32; n is a multiple of `step`.

@@ -121,32 +121,13 @@ function Net:context(texts, options)
 end
 
 function Net:join(contexts)
-  if type(contexts) ~= "table" or #contexts == 0 then error(NAME .. ": join wants a list of contexts", 2) end
-  if #contexts == 1 then return contexts[1] end
-  local rows, batch = 0, 0
-  for i, c in ipairs(contexts) do
-    if getmetatable(c) ~= Context or c.net ~= self then
-      error(("%s: join: entry %d is not a context of this model"):format(NAME, i), 2)
-    end
+  if type(contexts) == "table" and #contexts == 1 then return contexts[1] end
+  local out = setmetatable(ditkit.join(contexts, Context, self, NAME), Context)
+  for _, c in ipairs(contexts) do
     if c.fps ~= contexts[1].fps then error(NAME .. ": join: the contexts have different fps", 2) end
-    rows, batch = math.max(rows, c.rows), batch + c.batch
   end
-  local out = setmetatable({ net = self, batch = batch, rows = rows, fps = contexts[1].fps, blocks = {} }, Context)
+  out.fps = contexts[1].fps
   out.first = ditkit.side_by_side(contexts, function(c) return c.first end, NAME, "first frames")
-  local biases = {}
-  for i, c in ipairs(contexts) do
-    biases[i] = c.rows < rows and c.key_bias:pad(2, 0, rows - c.rows, -math.huge) or c.key_bias
-  end
-  out.key_bias = T.concat(biases, 1)
-  for b = 1, #self.blocks do
-    local ks, vs = {}, {}
-    for i, c in ipairs(contexts) do
-      local k, v = c.blocks[b].k, c.blocks[b].v
-      if c.rows < rows then k, v = k:pad(2, 0, rows - c.rows, 0), v:pad(2, 0, rows - c.rows, 0) end
-      ks[i], vs[i] = k, v
-    end
-    out.blocks[b] = { k = T.concat(ks, 1), v = T.concat(vs, 1) }
-  end
   return out
 end
 

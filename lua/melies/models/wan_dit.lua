@@ -217,42 +217,20 @@ end
 
 -- The samples of several contexts of this net as one batch; shorter ones get masked rows.
 function Net:join(contexts)
-  if type(contexts) ~= "table" or #contexts == 0 then error(NAME .. ": join wants a list of contexts", 2) end
-  if #contexts == 1 then return contexts[1] end
-  local rows, batch, same_image = 0, 0, true
-  for i, c in ipairs(contexts) do
-    if getmetatable(c) ~= Context or c.net ~= self then
-      error(("%s: join: entry %d is not a context of this model"):format(NAME, i), 2)
-    end
-    rows, batch = math.max(rows, c.rows), batch + c.batch
-    same_image = same_image and rawequal(c.features, contexts[1].features)
-  end
-  local out = setmetatable({ net = self, batch = batch, rows = rows, blocks = {} }, Context)
+  if type(contexts) == "table" and #contexts == 1 then return contexts[1] end
+  local out, same_image = setmetatable(ditkit.join(contexts, Context, self, NAME), Context), true
+  for _, c in ipairs(contexts) do same_image = same_image and rawequal(c.features, contexts[1].features) end
   out.features = same_image and contexts[1].features or nil
   out.condition = side_by_side(contexts, function(c) return c.condition end, NAME, "a condition")
   out.first = side_by_side(contexts, function(c) return c.first end, NAME, "first frames")
-  local biases = {}
-  for i, c in ipairs(contexts) do
-    local b = c.key_bias or T.zeros({ c.batch, c.rows })
-    biases[i] = c.rows < rows and b:pad(2, 0, rows - c.rows, -math.huge) or b
-  end
-  out.key_bias = T.concat(biases, 1)
   out.pooled = self.pooled and side_by_side(contexts, function(c) return c.pooled end, NAME, "a pooled text") or nil
-  for b = 1, #self.blocks do
-    local ks, vs = {}, {}
-    for i, c in ipairs(contexts) do
-      local k, v = c.blocks[b].k, c.blocks[b].v
-      if c.rows < rows then k, v = k:pad(2, 0, rows - c.rows, 0), v:pad(2, 0, rows - c.rows, 0) end
-      ks[i], vs[i] = k, v
-    end
-    local kept = { k = T.concat(ks, 1), v = T.concat(vs, 1) }
-    if self.image and same_image and contexts[1].blocks[b].image_k.shape[1] == 1 then
+  for b, kept in ipairs(self.image and out.blocks or {}) do
+    if same_image and contexts[1].blocks[b].image_k.shape[1] == 1 then
       kept.image_k, kept.image_v = contexts[1].blocks[b].image_k, contexts[1].blocks[b].image_v
-    elseif self.image then
+    else
       kept.image_k = side_by_side(contexts, function(c) return c.blocks[b].image_k end, NAME, "an image")
       kept.image_v = side_by_side(contexts, function(c) return c.blocks[b].image_v end, NAME, "an image")
     end
-    out.blocks[b] = kept
   end
   return out
 end
