@@ -27,8 +27,9 @@ local function style()
   for mode = 1, 2 do
     local paper, ink, soft, faint = "#ffffff", "#22262e", "#5b616c", "#e3e6ea"
     if mode == 2 then paper, ink, soft, faint = "#171a1f", "#e8eaee", "#a6acb7", "#343a44" end
-    local rules = { (".paper{fill:%s}.ink{fill:%s}.soft{fill:%s}.grid{stroke:%s}.axis{stroke:%s}.band{fill:%s}"):format(
-      paper, ink, soft, faint, soft, faint) }
+    local rules = { (".paper{fill:%s}.ink{fill:%s}.soft{fill:%s}.grid{stroke:%s}.axis{stroke:%s}.band{fill:%s}"
+      .. ".halo{stroke:%s;stroke-width:4px;stroke-linejoin:round;paint-order:stroke}"):format(
+      paper, ink, soft, faint, soft, faint, paper) }
     for i, colour in ipairs(colours) do
       rules[#rules + 1] = (".l%d{stroke:%s}.f%d{fill:%s}"):format(i, colour[mode], i, colour[mode])
     end
@@ -429,7 +430,7 @@ function plot.svg(o)
       end
     elseif mark.y and y.inside(mark.y) then
       add('<path class="axis" d="M%s %sH%s" stroke-dasharray="4 3"/>', px(left), px(y.px(mark.y)), px(right))
-      if mark.label then text(right - 4, y.px(mark.y) - 4, mark.label, "soft", 'text-anchor="end"') end
+      if mark.label then text(right - 4, y.px(mark.y) - 4, mark.label, "soft halo", 'text-anchor="end"') end
     end
   end
 

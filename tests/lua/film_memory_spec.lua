@@ -218,4 +218,40 @@ t.test("a camera that moves in the latent: the scene of the estimates goes the o
   t.ok(tostring(message):find("dolly", 1, true), message)
 end)
 
+t.test("opposite moves in the latent turn, enlarge and tilt the picture in opposite ways", function()
+  local ground = melies.video.blur(melies.noise({ 24, 24, 3 }, { seed = 4 }), 1.5)
+  local still = ground:permute(3, 1, 2):unsqueeze(2):expand { 3, 5, 24, 24 }:contiguous()
+  -- The mean over the inner picture of the flow from the first frame to the last along direction(x, y) from the middle.
+  local function flow_along(move, direction)
+    local x0 = still
+    for _ = 1, 6 do
+      local last = x0
+      x0 = melies.latent_camera.around(move)(function() return last end, still.shape)(last, 1)
+    end
+    local function frame(k)
+      local one = x0:select(2, k):permute(2, 3, 1):contiguous()
+      return ((one - one:amin()) * (1 / (one:amax() - one:amin()))):resize(1, 96, "bilinear"):resize(2, 96, "bilinear")
+    end
+    local flow, sum = melies.video.flow(frame(1):contiguous(), frame(5):contiguous()), 0
+    for y = 25, 72 do
+      for x = 25, 72 do
+        local dx, dy = direction(x - 48.5, y - 48.5)
+        local at = ((y - 1) * 96 + x - 1) * 2
+        sum = sum + dx * flow:get(at + 1) + dy * flow:get(at + 2)
+      end
+    end
+    return sum / 48 ^ 2
+  end
+  local function outwards(x, y) return x / 34, y / 34 end
+  local function clockwise(x, y) return -y / 34, x / 34 end
+  local function down() return 0, 1 end
+  for _, case in ipairs { { "zoom in", { zoom = 1.3 }, { zoom = 1 / 1.3 }, outwards },
+    { "tilt up", { tilt = -0.2 }, { tilt = 0.2 }, down }, { "roll", { roll = 15 }, { roll = -15 }, clockwise } } do
+    case[2].strength, case[3].strength = 1, 1
+    local one, other = flow_along(case[2], case[4]), flow_along(case[3], case[4])
+    print(("     %-8s %.2f pixels, the opposite %.2f"):format(case[1], one, other))
+    t.ok(one > 0.2 and other < -0.2, case[1])
+  end
+end)
+
 t.finish()
