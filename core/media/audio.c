@@ -52,10 +52,6 @@ static mel_status open_codec(mel_audio_reader *r, const AVCodec *decoder, mel_er
     return ret < 0 ? media_fail_av(err, r->path, "cannot be decoded", ret) : MEL_OK;
 }
 
-static double start_of(const AVStream *stream) {
-    return stream->start_time == AV_NOPTS_VALUE ? 0 : (double)stream->start_time * av_q2d(stream->time_base);
-}
-
 // Formats whose headers count samples; others estimate.
 static bool states_duration(const AVFormatContext *format) {
     static const char *const names[] = {"wav", "flac", "mov,", "aiff", "w64", "matroska"};
@@ -73,15 +69,7 @@ static mel_status open_file(mel_audio_reader *r, mel_error *err) {
     if (r->stream == AVERROR_DECODER_NOT_FOUND)
         return mel_fail(err, MEL_EUNSUPPORTED, "%s: no decoder for its sound", r->path);
     if (r->stream < 0) return mel_fail(err, MEL_EFORMAT, "%s: has no sound", r->path);
-    AVStream *stream = r->format->streams[r->stream];
-    r->origin_s = start_of(stream);
-    for (unsigned i = 0; i < r->format->nb_streams; i++) {
-        const AVStream *other = r->format->streams[i];
-        bool pictures =
-            other->codecpar->codec_type == AVMEDIA_TYPE_VIDEO && !(other->disposition & AV_DISPOSITION_ATTACHED_PIC);
-        if (pictures) r->origin_s = start_of(other);
-        if ((int)i != r->stream) r->format->streams[i]->discard = AVDISCARD_ALL;
-    }
+    r->origin_s = media_choose_stream(r->format, r->stream);
     return open_codec(r, decoder, err);
 }
 
@@ -236,7 +224,7 @@ static void place_first(mel_audio_reader *r, const AVFrame *frame) {
     double at = (double)frame->best_effort_timestamp * tick - r->origin_s;
     // A sound file's first frame is its beginning, whatever its time says.
     if (!isfinite(at) || fabs(at) > MAX_LEAD_S || fabs(at) < 1e-4) return;
-    bool alone = r->origin_s == start_of(r->format->streams[r->stream]);
+    bool alone = r->origin_s == media_start_of(r->format->streams[r->stream]);
     if (alone) return;
     int64_t n = llround(at * r->info.rate);
     if (n > 0)

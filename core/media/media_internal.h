@@ -22,6 +22,10 @@ void media_log_begin(void);
 mel_status media_fail_av(mel_error *err, const char *path, const char *what, int av_error);
 // Opens the file (options: av_dict entries or NULL, taken) and reads what streams it has; playlists lead nowhere else.
 mel_status media_open_input(const char *path, AVDictionary *options, AVFormatContext **format, mel_error *err);
+double media_start_of(const AVStream *stream); // in seconds, 0 where it is not told
+// Leaves one stream of a file to be read. Returns the second that is its time 0: where sound is chosen and there are
+// pictures, their start.
+double media_choose_stream(AVFormatContext *format, int stream);
 // "PATH: WHAT: <strerror>", MEL_EIO (MEL_ENOMEM where it is that).
 mel_status media_fail_errno(mel_error *err, const char *path, const char *what, int error_number);
 

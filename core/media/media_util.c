@@ -203,3 +203,20 @@ mel_status media_publish(const char *temp, const char *path, bool durable, mel_e
     if (durable && folder_of(path, folder, NULL) == MEL_OK) sync_path(folder[0] ? folder : ".", O_RDONLY | O_DIRECTORY);
     return MEL_OK;
 }
+
+double media_start_of(const AVStream *stream) {
+    return stream->start_time == AV_NOPTS_VALUE ? 0 : (double)stream->start_time * av_q2d(stream->time_base);
+}
+
+double media_choose_stream(AVFormatContext *format, int stream) {
+    const bool sound = format->streams[stream]->codecpar->codec_type == AVMEDIA_TYPE_AUDIO;
+    double origin_s = media_start_of(format->streams[stream]);
+    for (unsigned i = 0; i < format->nb_streams; i++) {
+        AVStream *other = format->streams[i];
+        if (sound && other->codecpar->codec_type == AVMEDIA_TYPE_VIDEO &&
+            !(other->disposition & AV_DISPOSITION_ATTACHED_PIC))
+            origin_s = media_start_of(other);
+        if ((int)i != stream) other->discard = AVDISCARD_ALL;
+    }
+    return origin_s;
+}

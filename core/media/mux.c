@@ -37,10 +37,6 @@ bool mel_audio_fits(const char *path, const char *format) {
 
 // ---- files ----------------------------------------------------------------------------------------
 
-static double start_of(const AVStream *stream) {
-    return stream->start_time == AV_NOPTS_VALUE ? 0 : (double)stream->start_time * av_q2d(stream->time_base);
-}
-
 // origin_s: of time 0, as in the reader of sound.
 static mel_status open_input(
     const char *path, enum AVMediaType type, AVFormatContext **format, int *stream, double *origin_s, mel_error *err) {
@@ -49,14 +45,7 @@ static mel_status open_input(
     *stream = av_find_best_stream(*format, type, -1, -1, NULL, 0);
     if (*stream < 0)
         return mel_fail(err, MEL_EFORMAT, "%s: has no %s", path, type == AVMEDIA_TYPE_VIDEO ? "pictures" : "sound");
-    *origin_s = start_of((*format)->streams[*stream]);
-    for (unsigned i = 0; i < (*format)->nb_streams; i++) {
-        AVStream *other = (*format)->streams[i];
-        if (type == AVMEDIA_TYPE_AUDIO && other->codecpar->codec_type == AVMEDIA_TYPE_VIDEO &&
-            !(other->disposition & AV_DISPOSITION_ATTACHED_PIC))
-            *origin_s = start_of(other);
-        if ((int)i != *stream) other->discard = AVDISCARD_ALL;
-    }
+    *origin_s = media_choose_stream(*format, *stream);
     return MEL_OK;
 }
 
