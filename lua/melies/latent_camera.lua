@@ -3,7 +3,8 @@
 --
 --   latent_camera.around(move) -> function(denoise, shape, first) -> denoise      as longform.frames' opts.around
 --     move: pan, tilt (shares of the width and height, to the right and downwards), zoom (factor), roll (degrees that
---     the picture turns clockwise), frames (latent frames of the whole move), ease, strength (default 0.8), from (sigma, default 0.4)
+--     the picture turns clockwise), frames (latent frames of the whole move), ease, strength (default 0.8),
+--     from (sigma, default 0.4)
 --   latent_camera.take(passes) -> moves, the other passes      entries "camera: space=latent"
 --
 -- x0_t' = x0_t + k (1 - a) (W_t S - mean_t x0): S is the mean over time of the frames as seen from the middle of the move, W_t
