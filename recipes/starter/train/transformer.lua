@@ -202,7 +202,7 @@ function transformer.train(world, o)
     params = nets.params, steps = o.steps, lr = o.lr, schedule = "linear", warmup = 100, final = 0.02, clip = 1,
     optimiser = muon.new, betas = { 0.9, 0.98 }, ema = 0.999, weight_decay = 0.02, seed = o.seed, folder = o.folder,
     every = o.every or 250, resume = not o.from, may_differ = { "steps", "lr", "seed", "config.settings.stills" },
-    config = { text = transformer.text, dit = transformer.dit, settings = settings },
+    config = { text = transformer.text, dit = transformer.dit, additions = transformer.additions, settings = settings },
     data = { state = function() return { clips = store.count } end, restore = function() end },
     loss = function(step)
       if step.index % 50 == 0 then store:look() end
