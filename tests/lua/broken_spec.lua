@@ -166,7 +166,7 @@ t.test("a change of the picture that lasts, and a cut, are no damage", function(
 end)
 
 t.test("damage is held against the parameter; damaged frames side by side", function()
-  local list = drawn(2)
+  local list = flat(2)
   paste(list[5], 17, 17, T.uniform({ 16, 16, 3 }, { seed = 4 }))
   t.eq(broken(list).value, 1)
   t.eq(broken(list).where[1].what, "damaged")
