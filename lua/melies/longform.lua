@@ -261,6 +261,8 @@ function M.write(job, next_frame, opts)
     if writer then job:check(writer:write(frames)) end
     if not writer or job.opts.keep ~= false then kept[#kept + 1] = frames end
     parts = {}
+    collectgarbage() -- what the passes and checks of these frames left: it grows with the film else
+    collectgarbage()
   end
   for frame in next_frame do
     parts[#parts + 1] = frame
