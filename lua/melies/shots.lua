@@ -140,7 +140,10 @@ function M.frames_of(film, i, attempt, sub)
   local before, next_frame, first = job.work, nil, nil
   local given, length = 0, shot.length or shot.frames
   local function frame_of_chunks()
-    if given == length then return nil end
+    if given == length then
+      next_frame, first = nil, nil -- the last chunk goes, whoever still holds this function
+      return nil
+    end
     given = given + 1
     local steps = job.params.steps
     before, job.work = job.work, sub
