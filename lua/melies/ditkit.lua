@@ -156,7 +156,12 @@ end
 -- Where each token stands, as sines and cosines [1, frames * rows * columns, dim]: a quarter of the channels for the frame,
 -- the rest for row and column, pairs of wavelengths 2 pi 100^(2i / n). grid { frames, rows, columns } is what the model was
 -- trained on: rows and columns are scaled to it, frames where there are more. first: number of the first frame, from 0.
+-- Made once for what is in use; nobody writes to it.
+local made, made_count = {}, 0
 function ditkit.positions(dim, frames, rows, columns, grid, first)
+  local key = table.concat({ dim, frames, rows, columns, grid[1], grid[2], grid[3], first or 0 }, ",")
+  if made[key] then return made[key] end
+  if made_count >= 32 then made, made_count = {}, 0 end
   local out = T.zeros { 1, frames * rows * columns, dim }
   local p, at, nt = out:ptr(), 0, 2 * math.floor(dim / 8)
   local n = 2 * math.floor((dim - nt) / 4)
@@ -178,6 +183,7 @@ function ditkit.positions(dim, frames, rows, columns, grid, first)
       end
     end
   end
+  made[key], made_count = out, made_count + 1
   return out
 end
 

@@ -15,21 +15,21 @@ static const char *in(const char *name) {
 }
 
 static uint32_t state = 12345;
-static uint32_t random_number(void) { // xorshift32
+static inline uint32_t random_number(void) { // xorshift32
     state ^= state << 13;
     state ^= state >> 17;
     state ^= state << 5;
     return state;
 }
 
-static size_t load(const char *path, uint8_t *bytes, size_t room) {
+static inline size_t load(const char *path, uint8_t *bytes, size_t room) {
     FILE *f = fopen(path, "rb");
     size_t n = f ? fread(bytes, 1, room, f) : 0;
     if (f) fclose(f);
     return n;
 }
 
-static void store(const char *path, const uint8_t *bytes, size_t size) {
+static inline void store(const char *path, const uint8_t *bytes, size_t size) {
     FILE *f = fopen(path, "wb");
     CHECK(f && fwrite(bytes, 1, size, f) == size);
     if (f) fclose(f);

@@ -1,5 +1,5 @@
 // Readers and writers: round trips, colours, time, metadata, temporary names, bad input, memory.
-#include "check.h"
+#include "media_help.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -8,16 +8,6 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
-
-static char folder[64];
-
-static const char *in(const char *name) {
-    static char paths[4][256];
-    static int turn;
-    char *path = paths[turn++ % 4];
-    snprintf(path, 256, "%s/%s", folder, name);
-    return path;
-}
 
 // Files in the folder whose names hold text.
 static int files_with(const char *text) {

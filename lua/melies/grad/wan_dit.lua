@@ -153,10 +153,7 @@ end
 function Net:where(frames, rows, columns, first)
   local list = {}
   for i = 1, first and #first or 1 do
-    local at = first and first[i] or 0
-    local key = ("at %d,%d,%d,%d"):format(frames, rows, columns, at)
-    self.ropes[key] = self.ropes[key] or ditkit.positions(self.dim, frames, rows, columns, self.positions, at)
-    list[i] = self.ropes[key]
+    list[i] = ditkit.positions(self.dim, frames, rows, columns, self.positions, first and first[i])
   end
   return grad.const(first and T.concat(list, 1) or list[1])
 end

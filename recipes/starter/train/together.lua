@@ -25,15 +25,20 @@ local function start(arguments, folder)
   return { pipe = pipe, pid = pipe:read "*l", folder = folder }
 end
 
+-- Writes the state where it is not on disk yet; true, or nil and a message.
+local function keep(run)
+  if run.saved == run.step then return true end
+  return run:save()
+end
+
 -- together.run(run, count, arguments) -> true, or nil and a message: to the last step. arguments(k) is what process k of 2
 -- .. count is told; it trains in run.o.folder/worker-k.
 function together.run(run, count, arguments)
   if not melies.fs.program() then return nil, "workers: only the melies program can start more of itself" end
   local folder = run.o.folder
   while run.step < run.o.steps do
-    local path, message = run:save()
-    if not path then return nil, message end
-    local done
+    local done, message = keep(run)
+    if not done then return nil, message end
     local last, others, paths = together.last(run), {}, {}
     for k = 2, count do
       local own = ("%s/worker-%d"):format(folder, k)
@@ -50,9 +55,9 @@ function together.run(run, count, arguments)
       other.pipe:close()
       paths[i] = ("%s/step-%08d.safetensors"):format(other.folder, last)
     end
+    if done then done, message = keep(run) end
     if not done then return nil, message end
     table.insert(paths, 1, ("%s/step-%08d.safetensors"):format(folder, last))
-    run:save()
     for i = 2, #paths do
       if not melies.fs.stat(paths[i]) then
         return nil, ("worker %d did not come to step %d: see %s/log"):format(i, last, others[i - 1].folder)
