@@ -99,6 +99,8 @@ function stages.transformer(p, job, world)
   if p.worker > 1 then -- one round for the process that started this one
     settings.folder, settings.from, settings.seed = ("%s/worker-%d"):format(folder, p.worker), folder, p.seed + p.worker
     local helping = job:check(transformer.train(world, settings))
+    io.stdout:write "begun\n" -- together.run waits for it
+    io.stdout:flush()
     job:check(helping:run(together.last(helping)))
     job:check(helping:save())
     return

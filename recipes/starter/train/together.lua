@@ -47,6 +47,7 @@ function together.run(run, count, arguments)
       for _, old in ipairs(train.checkpoints(own) or {}) do os.remove(old.path) end
       others[#others + 1] = start(arguments(k), own)
     end
+    for _, other in ipairs(others) do other.pipe:read "*l" end -- it has read the checkpoint: a newer one may be written
     done, message = run:run(last)
     if not done then
       for _, other in ipairs(others) do os.execute("kill " .. other.pid) end
