@@ -15,7 +15,7 @@ local looked_at = {
   "a black bird flying in circles in the desert", "a pink heart coming closer in a forest at night",
 }
 
-local guidance = 4
+local guidance = 2
 local stages = {}
 
 function stages.blocks(p, job, world)

@@ -45,9 +45,9 @@ static size_t round_to_class(size_t size, int *class_index) {
     return ((size_t)1 << top) + steps * step;
 }
 
-static void trim_locked(void) {
-    for (int i = 0; i < CLASSES; i++) {
-        while (g.free_list[i]) {
+static void trim_locked(int64_t keep) {
+    for (int i = CLASSES - 1; i >= 0 && g.pooled > keep; i--) {
+        while (g.free_list[i] && g.pooled > keep) {
             block *b = g.free_list[i];
             g.free_list[i] = b->next;
             g.pooled -= (int64_t)b->size;
@@ -88,10 +88,10 @@ void *mel_alloc(size_t size_bytes, mel_error *err) {
             g.pooled -= (int64_t)b->size;
         } else {
             // What the pool keeps counts against the limit too.
-            if (g.limit && g.live + g.pooled + (int64_t)size > g.limit) trim_locked();
+            if (g.limit && g.live + g.pooled + (int64_t)size > g.limit) trim_locked(0);
             b = fresh(size, class_index);
             if (!b) {
-                trim_locked();
+                trim_locked(0);
                 b = fresh(size, class_index);
             }
         }
@@ -168,16 +168,16 @@ void mel_mem_reset_peak(void) {
     pthread_mutex_unlock(&g.lock);
 }
 
-void mel_mem_trim(void) {
+void mel_mem_trim(int64_t keep_bytes) {
     pthread_mutex_lock(&g.lock);
-    trim_locked();
+    trim_locked(keep_bytes);
     pthread_mutex_unlock(&g.lock);
 }
 
 void mel_mem_set_limit(int64_t limit_bytes) {
     pthread_mutex_lock(&g.lock);
     g.limit = limit_bytes > 0 ? limit_bytes : 0;
-    if (g.limit && g.live + g.pooled > g.limit) trim_locked();
+    if (g.limit && g.live + g.pooled > g.limit) trim_locked(0);
     pthread_mutex_unlock(&g.lock);
 }
 

@@ -446,7 +446,7 @@ function M.release(plan)
     for _, layer in ipairs(block.layers) do if layer.kept then layer:unpack() end end
   end
   for _, layer in ipairs(plan.parts.rest.layers) do if layer.kept then layer:unpack() end end
-  C.mel_mem_trim()
+  C.mel_mem_trim(0)
 end
 
 return M

@@ -24,10 +24,10 @@ local double_box = ffi.typeof("double[1]")
 
 -- ---- wrapping ----------------------------------------------------------------------------------
 
--- The collector does not see native bytes: when they have grown much since the last look, collect from here.
-local next_look = 128 * 2 ^ 20
+-- The collector does not see native bytes: when much has been added since the last look, collect from here.
+local next_look = 64 * 2 ^ 20
 local function look_after(live)
-  local more, limit = math.max(256 * 2 ^ 20, math.min(live / 4, 2 ^ 30)), tonumber(C.mel_mem_limit())
+  local more, limit = lib.much(live), tonumber(C.mel_mem_limit())
   return live + (limit > 0 and math.min(more, math.max(0, limit - live) / 2) or more)
 end
 local next_near, last_limit = 0, 0 -- near the limit: half of what the last collection left free has gone
@@ -35,9 +35,7 @@ local function mind_memory()
   local live, limit = tonumber(C.mel_mem_live()), tonumber(C.mel_mem_limit())
   if limit ~= last_limit then next_near, last_limit = 0, limit end
   if live > next_look or (limit > 0 and live > limit * 0.75 and live > next_near) then
-    collectgarbage()
-    collectgarbage() -- finalizers queued by the first run at their end
-    live = tonumber(C.mel_mem_live())
+    live = lib.collect()
     next_look, next_near = look_after(live), live + math.max(0, limit - live) / 2
   elseif look_after(live) < next_look / 2 then
     next_look = look_after(live)

@@ -33,7 +33,7 @@ static void accounting(void) {
     mel_mem_set_limit(mel_mem_live() + (1 << 20));
     CHECK_FAILS(mel_tensor_create(MEL_F32, 1, (int64_t[]){1 << 20}, &t, err), MEL_ENOMEM, "the limit is");
     mel_mem_set_limit(0);
-    mel_mem_trim();
+    mel_mem_trim(0);
     CHECK(mel_mem_pooled() == 0);
 }
 

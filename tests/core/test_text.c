@@ -284,7 +284,7 @@ static void refused_by_name(void) {
 
 static void every_allocation_fails(const char *model, const char *merges) {
     static const char text[] = "The quick ΣΑΣ \xE2\x80\x94 &amp; 12 zebras\xff";
-    mel_mem_trim();
+    mel_mem_trim(0);
     int64_t live = mel_mem_live();
     int failures = 0;
     for (int64_t n = 1; n < 5000; n++) {

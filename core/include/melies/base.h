@@ -48,9 +48,9 @@ MEL_API void mel_free(void *block); // NULL is fine
 MEL_API int64_t mel_mem_live(void);
 MEL_API int64_t mel_mem_peak(void);
 MEL_API void mel_mem_reset_peak(void);
-// Bytes kept in the pool; mel_mem_trim gives them back to the system.
+// Bytes kept in the pool; mel_mem_trim gives its largest blocks back to the system until at most keep_bytes are left.
 MEL_API int64_t mel_mem_pooled(void);
-MEL_API void mel_mem_trim(void);
+MEL_API void mel_mem_trim(int64_t keep_bytes);
 // Limit on live bytes; 0 means none. An allocation past it fails with MEL_ENOMEM.
 MEL_API void mel_mem_set_limit(int64_t limit_bytes);
 MEL_API int64_t mel_mem_limit(void);

@@ -67,12 +67,26 @@ function lib.check(status, level)
   if status ~= 0 then lib.raise(status, (level or 2) + 2) end
 end
 
+-- How many native bytes more than `live` are much: as many again, but 64 to 256 MiB, or a quarter, but 1 GiB.
+function lib.much(live)
+  local MiB = 2 ^ 20
+  return math.max(math.min(math.max(live, 64 * MiB), 256 * MiB), math.min(live / 4, 1024 * MiB))
+end
+
+-- Collects what nobody holds, and keeps so much of its memory for what comes next. The bytes that live then.
+function lib.collect()
+  collectgarbage()
+  collectgarbage() -- finalizers queued by the first run at their end
+  local live = tonumber(C.mel_mem_live())
+  C.mel_mem_trim(lib.much(live))
+  return live
+end
+
 -- Gives back the memory of what nobody holds. Compiled traces hold the closures and tables that they were recorded with,
 -- a model's layers among them: the traces go too, and what runs on is compiled again.
 function lib.reclaim()
   jit.flush()
-  collectgarbage()
-  collectgarbage() -- finalizers queued by the first run at their end
+  lib.collect()
 end
 
 -- lib.make.mel_x(...): C.mel_x(...) for functions that make something new and change nothing else. Where memory is short,
@@ -82,8 +96,7 @@ lib.make = setmetatable({}, { __index = function(made, name)
   local function patient(...)
     local status = fn(...)
     if status == lib.ENOMEM then
-      collectgarbage()
-      collectgarbage()
+      lib.collect()
       status = fn(...)
     end
     if status == lib.ENOMEM then

@@ -2,7 +2,8 @@
 -- Flicker of light and colour taken out along the motion; detail stays as sharp as it was.
 -- For frame t and its neighbours n within `radius`: D = sum_n w_n M_n (W_n(n) - t) / sum_n w_n M_n, where W_n moves n to t by
 -- optical flow, M_n is the forward-backward check and w_n = exp(-(n - t)^2 / (2 (radius / 2)^2)). D, made at a small size
--- and blurred, is added to the frame: only what is smooth in the picture changes, so that nothing is slowed.
+-- and blurred, is added to the frame: only what is smooth in the picture changes, so that nothing is slowed. Neighbours count
+-- in pairs, before and after: light that grows steadily is no flicker, and a shot's first and last frame stay as they are.
 -- Keeps 2 radius + 1 small frames and radius + 1 frames.
 local melies = require "melies"
 
@@ -27,9 +28,10 @@ return {
     local function correct(at)
       local here = queue[at]
       local sum, weights
-      for i, other in ipairs(queue) do
-        local d = i - at
-        if d ~= 0 and math.abs(d) <= p.radius then
+      local reach = math.min(p.radius, at - 1, #queue - at)
+      for i = at - reach, at + reach do
+        local other, d = queue[i], i - at
+        if d ~= 0 then
           local there, back = flow(here, other), flow(other, here)
           local mask = video.consistent(there, back, 0.02, 0.6):unsqueeze(3) * math.exp(-2 * (d / p.radius) ^ 2)
           local moved = (video.warp(other.small, there) - here.small) * mask

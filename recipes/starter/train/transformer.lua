@@ -196,12 +196,13 @@ end
 function transformer.train(world, o)
   local nets = transformer.build(world, o.seed)
   local store = o.latents
-  local settings = { batch = o.batch, dropout = 0.1, emphasis = 3, reading = 0.1, shift = 2, world_seed = 1,
+  local settings = { batch = o.batch, dropout = 0.1, emphasis = 8, reading = 0.1, shift = 2, world_seed = 1,
     stills = o.stills }
   local run, message = melies.train.new {
     params = nets.params, steps = o.steps, lr = o.lr, schedule = "linear", warmup = 100, final = 0.02, clip = 1,
     optimiser = muon.new, betas = { 0.9, 0.98 }, ema = 0.999, weight_decay = 0.02, seed = o.seed, folder = o.folder,
-    every = o.every or 250, resume = not o.from, may_differ = { "steps", "lr", "seed", "config.settings.stills" },
+    every = o.every or 250, resume = not o.from, may_differ = { "steps", "lr", "seed", "config.settings.stills",
+      "config.settings.emphasis" },
     config = { text = transformer.text, dit = transformer.dit, additions = transformer.additions, settings = settings },
     data = { state = function() return { clips = store.count } end, restore = function() end },
     loss = function(step)
