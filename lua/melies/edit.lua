@@ -424,7 +424,7 @@ function M.frames(job, model, source, opts)
       if not frame then return nil end
       if opts.change(index + 1) then
         render(frame)
-        lib.collect()
+        lib.tidy()
         out, at = ready[1], 1
       else
         index, out = index + 1, frame

@@ -242,7 +242,7 @@ function M.frames(job, model, opts)
     if given >= opts.frames then return nil end
     if not ready or at == ready.shape[1] then
       ready = nil
-      lib.collect()
+      lib.tidy()
       ready, at = render(), 0
     end
     at, given = at + 1, given + 1
@@ -260,7 +260,7 @@ function M.write(job, next_frame, opts)
     if writer then job:check(writer:write(frames)) end
     if not writer or job.opts.keep ~= false then kept[#kept + 1] = frames end
     parts = {}
-    lib.collect() -- what the passes and checks of these frames left: it grows with the film else
+    lib.tidy() -- what the passes and checks of these frames left: it grows with the film else
   end
   for frame in next_frame do
     parts[#parts + 1] = frame

@@ -73,14 +73,16 @@ function lib.much(live)
   return math.max(math.min(math.max(live, 64 * MiB), 256 * MiB), math.min(live / 4, 1024 * MiB))
 end
 
--- Collects what nobody holds, and keeps so much of its memory for what comes next. The bytes that live then.
+-- Collects what nobody holds. The bytes that live then.
 function lib.collect()
   collectgarbage()
   collectgarbage() -- finalizers queued by the first run at their end
-  local live = tonumber(C.mel_mem_live())
-  C.mel_mem_trim(lib.much(live))
-  return live
+  return tonumber(C.mel_mem_live())
 end
+
+-- Collects between two parts of a work (never inside one: fresh pages are slow), and keeps so much of the freed memory for
+-- what comes next as is not much.
+function lib.tidy() C.mel_mem_trim(lib.much(lib.collect())) end
 
 -- Gives back the memory of what nobody holds. Compiled traces hold the closures and tables that they were recorded with,
 -- a model's layers among them: the traces go too, and what runs on is compiled again.
