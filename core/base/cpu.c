@@ -8,6 +8,8 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 static int usable_cores(void) {
     cpu_set_t set;
@@ -37,6 +39,15 @@ int mel_threads(void) {
     return atomic_load(&threads);
 }
 
+// Linux hands a process the tiles' registers when it asks for them (arch/x86/include/uapi/asm/prctl.h).
+static bool tiles_allowed(void) {
+    enum {
+        REQUEST = 0x1023, // ARCH_REQ_XCOMP_PERM
+        TILE_DATA = 18    // XFEATURE_XTILEDATA
+    };
+    return syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
+}
+
 static mel_isa detect(void) {
     __builtin_cpu_init();
     bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
@@ -48,10 +59,12 @@ static mel_isa detect(void) {
     bool vnni = __builtin_cpu_supports("avx512vnni"); // every processor with AVX512_BF16 has it
     if (!avx2 || !f16c) return MEL_ISA_PLAIN;
     if (!avx512) return MEL_ISA_AVX2;
-    return bf16 && vnni ? MEL_ISA_AVX512_BF16 : MEL_ISA_AVX512;
+    if (!bf16 || !vnni) return MEL_ISA_AVX512;
+    bool amx = __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & (1u << 22)) && (d & (1u << 24));
+    return amx && tiles_allowed() ? MEL_ISA_AMX_BF16 : MEL_ISA_AVX512_BF16;
 }
 
-static atomic_int found = -1, cap = MEL_ISA_AVX512_BF16;
+static atomic_int found = -1, cap = MEL_ISA_AMX_BF16;
 
 mel_isa mel_cpu_isa(void) {
     int f = atomic_load(&found);

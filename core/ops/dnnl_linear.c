@@ -13,7 +13,7 @@ static atomic_int compute = -1;
 mel_dtype mel_compute(void) {
     int c = atomic_load(&compute);
     if (c < 0) {
-        c = mel_cpu_isa() == MEL_ISA_AVX512_BF16 ? MEL_BF16 : MEL_F32;
+        c = mel_cpu_isa() >= MEL_ISA_AVX512_BF16 ? MEL_BF16 : MEL_F32;
         atomic_store(&compute, c);
     }
     return (mel_dtype)c;
@@ -224,7 +224,7 @@ mel_status mel_linear_create_lazy(
     if (s) return s;
     (*out)->source = mel_source_ref(source);
     // 8 bits are for weights that stay: what is read each time is read as it is.
-    if ((*out)->compute == MEL_S8) (*out)->compute = mel_cpu_isa() == MEL_ISA_AVX512_BF16 ? MEL_BF16 : MEL_F32;
+    if ((*out)->compute == MEL_S8) (*out)->compute = mel_cpu_isa() >= MEL_ISA_AVX512_BF16 ? MEL_BF16 : MEL_F32;
     return MEL_OK;
 }
 

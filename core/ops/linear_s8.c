@@ -29,7 +29,7 @@ static int64_t round_up(int64_t n, int64_t to) {
 }
 
 static const gemm_s8_kernels *kernels(void) {
-    return mel_cpu_isa() == MEL_ISA_AVX512_BF16 ? &gemm_s8_kernels_avx512 : &gemm_s8_kernels_ref;
+    return mel_cpu_isa() >= MEL_ISA_AVX512_BF16 ? &gemm_s8_kernels_avx512 : &gemm_s8_kernels_ref;
 }
 
 void mel_s8_free(linear_s8 *layer) {

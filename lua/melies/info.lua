@@ -149,7 +149,7 @@ end
 
 function info.versions()
   local C = require("melies.ffi.lib").C
-  local isa = { [0] = "plain", "avx2", "avx512", "avx512_bf16" }
+  local isa = { [0] = "plain", "avx2", "avx512", "avx512_bf16", "amx_bf16" }
   local lines = {}
   row(lines, "melies", ffi.string(C.mel_version()))
   row(lines, "LuaJIT", (jit.version:gsub("^LuaJIT ", "")))

@@ -462,7 +462,7 @@ static void threads_agree(void) {
 }
 
 int main(void) {
-    static const char *const names[] = {"plain", "avx2", "avx512", "avx512_bf16"};
+    static const char *const names[] = {"plain", "avx2", "avx512", "avx512_bf16", "amx_bf16"};
     int64_t live = mel_mem_live();
     for (int isa = mel_cpu_isa(); isa >= MEL_ISA_PLAIN; isa--) {
         mel_set_isa((mel_isa)isa);

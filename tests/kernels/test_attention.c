@@ -11,7 +11,8 @@ typedef struct tested {
 } tested;
 static const tested tables[] = {{"ref", &attention_kernels_ref, MEL_ISA_PLAIN},
     {"avx2", &attention_kernels_avx2, MEL_ISA_AVX2}, {"avx512", &attention_kernels_avx512, MEL_ISA_AVX512},
-    {"avx512bf16", &attention_kernels_avx512bf16, MEL_ISA_AVX512_BF16}};
+    {"avx512bf16", &attention_kernels_avx512bf16, MEL_ISA_AVX512_BF16},
+    {"amxbf16", &attention_kernels_amxbf16, MEL_ISA_AMX_BF16}};
 static const tested *now;
 
 static int operand_dtype(void) {
@@ -27,12 +28,13 @@ static void as_operands(float *x, void *p, int64_t n) {
     row_kernels_ref.load(operand_dtype(), p, x, n);
 }
 
-// b [k][n] into panels: each [k / pairs][panel][pairs].
+// b [k][n] into panels: each [k / pairs][columns][pairs].
 static void pack(const float *b, void *out, int64_t k, int64_t n) {
     const int64_t panel = now->k->panel, pairs = now->k->pairs;
     for (int64_t t = 0; t < k; t++)
         for (int64_t j = 0; j < n; j++) {
-            int64_t at = j / panel * panel * k + (t / pairs * panel + j % panel) * pairs + t % pairs;
+            int64_t first = j / panel * panel, columns = n - first < panel ? n - first : panel;
+            int64_t at = first * k + (t / pairs * columns + j % panel) * pairs + t % pairs;
             row_kernels_ref.store(operand_dtype(), &b[t * n + j], (char *)out + at * operand_size(), 1);
         }
 }
@@ -46,7 +48,7 @@ static void fill(float *x, int64_t n, float size) {
 static void products(void) {
     for (int round = 0; round < 150; round++) {
         const int64_t panel = now->k->panel, pairs = now->k->pairs, size = operand_size();
-        int64_t m = random_below(14), n = random_below(4) * panel, k = random_below(40) * pairs;
+        int64_t m = random_below(80), n = random_below(17) * now->k->width, k = random_below(40) * pairs;
         int64_t lda = k + random_below(5) * pairs, ldc = n + random_below(20);
         bool add = random_below(2);
         guarded a = guarded_new((size_t)(m * lda * size), (size_t)(size * pairs * random_below(8)));
@@ -66,6 +68,15 @@ static void products(void) {
         memcpy(before, got, (size_t)(m * ldc) * 4);
         now->k->product(m, n, k, a.p, lda, b.p, got, ldc, add);
         check_count++;
+        if (m > 1) { // the same bits however rows are divided
+            int64_t cut = 1 + random_below(m - 1);
+            float *parts = malloc((size_t)(m * ldc) * 4);
+            memcpy(parts, before, (size_t)(m * ldc) * 4);
+            now->k->product(cut, n, k, a.p, lda, b.p, parts, ldc, add);
+            now->k->product(m - cut, n, k, (char *)a.p + cut * lda * size, lda, b.p, parts + cut * ldc, ldc, add);
+            CHECK(!memcmp(parts, got, (size_t)(m * ldc) * 4));
+            free(parts);
+        }
         for (int64_t i = 0; i < m; i++)
             for (int64_t j = 0; j < ldc; j++) {
                 double want = j >= n || add ? before[i * ldc + j] : 0, terms = 0;
