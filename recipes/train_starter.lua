@@ -18,19 +18,23 @@ local looked_at = {
 local guidance = 2
 local stages = {}
 
-function stages.blocks(p, job, world)
-  local blocks = part "blocks"
-  job:progress("principal axes", 400)
-  local tensors, psnr = blocks.train(world, { clips = 400, size = p.size, progress = function(n) job.stage:step(n) end })
-  job:end_stage()
-  io.stderr:write(("%d values for a block of 768: %.2f dB on held-out clips\n"):format(blocks.latent, psnr))
-  job:check(melies.weights.save(p.folder .. "/code.safetensors", tensors, { psnr = ("%.3f"):format(psnr) }))
-end
-
 local function tensors_of(job, path)
   local file, out = job:check(melies.weights.open(path)), {}
   for _, name in ipairs(file:names()) do out[name] = file:get(name):clone() end
   return out
+end
+
+function stages.blocks(p, job, world)
+  local blocks, tensors, psnr = part "blocks", nil, nil
+  if p.from then
+    tensors, psnr = blocks.of(job:load(p.from).autoencoder, world, { clips = 40, size = p.size })
+  else
+    job:progress("principal axes", 400)
+    tensors, psnr = blocks.train(world, { clips = 400, size = p.size, progress = function(n) job.stage:step(n) end })
+    job:end_stage()
+  end
+  io.stderr:write(("%d values for a block of 768: %.2f dB on held-out clips\n"):format(blocks.latent, psnr))
+  job:check(melies.weights.save(p.folder .. "/code.safetensors", tensors, { psnr = ("%.3f"):format(psnr) }))
 end
 
 -- The linear code as a model.
@@ -55,6 +59,11 @@ local function finish(job, run, watch, path, steps)
 end
 
 function stages.autoencoder(p, job, world)
+  if p.from then
+    local name = "/autoencoder.safetensors"
+    job:check(melies.weights.save(p.folder .. name, tensors_of(job, p.from .. name)))
+    return
+  end
   local autoencoder, folder = part "autoencoder", p.folder .. "/autoencoder"
   local code, tensors = linear(p, job)
   local compute = melies.compute()
@@ -79,7 +88,13 @@ function stages.autoencoder(p, job, world)
   job:check(melies.weights.save(p.folder .. "/autoencoder.safetensors", weights, { psnr = ("%.3f"):format(psnr) }))
 end
 
-function stages.tokenizer(p, job, world) job:check(part("tokenizer").train(world, p.folder)) end
+function stages.tokenizer(p, job, world)
+  if p.from then
+    job:check(melies.fs.write(p.folder .. "/spiece.model", job:check(melies.fs.read(p.from .. "/spiece.model"))))
+    return
+  end
+  job:check(part("tokenizer").train(world, p.folder))
+end
 
 function stages.latents(p, job, world)
   local code = linear(p, job)
@@ -119,6 +134,14 @@ function stages.transformer(p, job, world)
       return melies.media.contact_sheet(clips, { columns = 4, labels = looked_at, gap = 2 })
     end })
   settings.on_step = watch.on_step
+  if p.from then
+    settings.initial = {}
+    for _, kind in ipairs { "dit", "text_encoder" } do
+      for name, tensor in pairs(tensors_of(job, ("%s/%s.safetensors"):format(p.from, kind))) do
+        settings.initial[kind .. "/" .. name] = tensor:to "f32"
+      end
+    end
+  end
   run = job:check(transformer.train(world, settings))
   local threads = math.max(1, math.floor(tonumber(melies.threads()) / p.workers))
   if p.workers > 1 then melies.threads(threads) end
@@ -190,6 +213,8 @@ return {
   params = {
     stage = { "enum", choices = { "all", unpack(order) }, default = "all", help = "which part to train" },
     folder = { "string", default = "out/starter", help = "of the checkpoints and logs" },
+    from = { "string",
+      help = "folder of a model that this recipe made, to go on from: its transformer learns on, the rest stays" },
     size = { "integer", default = 96, min = 32, max = 256, help = "pixels of a side, a multiple of 16" },
     clips = { "integer", default = 24000, min = 500, max = 1e7, help = "training clips kept as latents" },
     autoencoder_steps = { "integer", default = 4000, min = 1, max = 1e7, help = "steps of the autoencoder" },
@@ -203,8 +228,8 @@ return {
     worker = { "integer", default = 0, min = 0, max = 256, help = "which of them this is: --workers starts the others" },
     sample_every = { "integer", default = 1000, min = 1, help = "steps between two sheets to look at" },
   },
-  order = { "stage", "folder", "size", "clips", "autoencoder_steps", "steps", "stills", "few_steps_steps", "batch", "rate",
-    "workers", "worker", "sample_every" },
+  order = { "stage", "folder", "from", "size", "clips", "autoencoder_steps", "steps", "stills", "few_steps_steps", "batch",
+    "rate", "workers", "worker", "sample_every" },
   run = function(p, job)
     local world = part "../world/init"
     job:check(melies.fs.make(p.folder))

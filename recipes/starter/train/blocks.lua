@@ -47,6 +47,18 @@ function blocks.axes(moments, count)
   return axes
 end
 
+-- In f32, on clips that no code was made of.
+local function held_out_psnr(world, size, tensors)
+  local off, values = 0, 0
+  for index = 1, 40 do
+    local x = cut(world.clip({ seed = 3, index = index, size = size, frames = 17, split = "heldout" }).frames)
+    local z = x:matmul(tensors["encoder.weight"], { transpose = true }) + tensors["encoder.bias"]
+    local back = (z:matmul(tensors["decoder.weight"], { transpose = true }) + tensors["decoder.bias"]):clamp(0, 1)
+    off, values = off + (back - x):sumsq(), values + x:numel()
+  end
+  return -10 * math.log10(off / values)
+end
+
 -- blocks.train(world, o) -> tensors of linear_blocks with the second moments of the blocks, and the PSNR in dB on clips
 -- held out. o: clips, size, progress(done)
 function blocks.train(world, o)
@@ -73,15 +85,44 @@ function blocks.train(world, o)
   local decoder = (axes / gain:reshape(blocks.latent, 1)):transpose(1, 2):contiguous()
   local tensors = { ["encoder.weight"] = encoder, ["encoder.bias"] = encoder:matmul(column):reshape(blocks.latent) * -1,
     ["decoder.weight"] = decoder, ["decoder.bias"] = mean, moments = product * (1 / count) }
-  local off, values = 0, 0
-  for index = 1, 40 do
-    local x = cut(world.clip({ seed = 3, index = index, size = o.size, frames = 17, split = "heldout" }).frames)
-    local z = x:matmul(encoder, { transpose = true }) + tensors["encoder.bias"]
-    local back = (z:matmul(decoder, { transpose = true }) + mean):clamp(0, 1)
-    off, values = off + (back - x):sumsq(), values + x:numel()
-  end
+  local psnr = held_out_psnr(world, o.size, tensors)
   melies.set_compute(compute)
-  return tensors, -10 * math.log10(off / values)
+  return tensors, psnr
+end
+
+-- blocks.of(net, world, o) -> the tensors and the PSNR of the linear code that the encoder of a model of this recipe is: it
+-- is asked for every axis of a block. Without moments. o: size, clips (their mean is the decoder's)
+function blocks.of(net, world, o)
+  local b, n = blocks.block, blocks.block[1] * blocks.block[2] * blocks.block[3] * 3
+  local side = math.ceil(math.sqrt(n))
+  local width, height = side * b[3], math.ceil(n / side) * b[2]
+  local identity = T.zeros { n, n }
+  for i = 0, n - 1 do identity:ptr()[i * (n + 1)] = 1 end
+  local probe = identity:pad(1, 0, side * math.ceil(n / side) - n, 0):reshape(height / b[2], side, b[1], b[2], b[3], 3)
+  probe = probe:permute(3, 1, 4, 2, 5, 6):reshape(b[1], height, width, 3):pad(1, 1, 0, 0):contiguous()
+  local function answer(video) -- of the second latent frame: the first shows one frame alone
+    local z = net:encode(video):slice(2, 2, 2):permute(2, 3, 4, 1)
+    return z:reshape(z:numel() / blocks.latent, blocks.latent):slice(1, 1, n)
+  end
+  local bias = answer(probe * 0):slice(1, 1, 1)
+  local encoder = (answer(probe) - bias):transpose(1, 2):contiguous()
+  local sum, count = T.zeros { n }, 0
+  for index = 1, o.clips do
+    local x = cut(world.clip({ seed = 4, index = index, size = o.size, frames = 17 }).frames)
+    sum:add_(x:sum(1))
+    count = count + x.shape[1]
+  end
+  local mean = sum * (1 / count)
+  local decoder = (encoder / encoder:square():sum(2, true)):transpose(1, 2):contiguous()
+  local compute = melies.compute()
+  melies.set_compute "f32"
+  -- where the code of the mean is not 0, the mean gives way
+  local center = mean - decoder:matmul((encoder:matmul(mean:reshape(n, 1)) + bias:reshape(blocks.latent, 1))):reshape(n)
+  local tensors = { ["encoder.weight"] = encoder, ["encoder.bias"] = bias:reshape(blocks.latent):contiguous(),
+    ["decoder.weight"] = decoder, ["decoder.bias"] = center }
+  local psnr = held_out_psnr(world, o.size, tensors)
+  melies.set_compute(compute)
+  return tensors, psnr
 end
 
 return blocks

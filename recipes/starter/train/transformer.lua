@@ -94,20 +94,37 @@ local function reading_loss(nets, text, mask, labels)
   return grad.mul(total, 1 / #nets.questions)
 end
 
+-- How often a clip is drawn: motions that are learnt late and moving cameras more, two things less.
+local rare = { up = 4, approach = 4, sway = 6, jump = 6 }
+local function times(a)
+  if a.relation ~= "none" then return 1 end
+  return a.camera ~= "still" and 4 or rare[a.motion] or 2
+end
+
+-- Numbers of the store's clips to draw from, those of a clip as often as it is to be drawn.
+local function fill(pool, world, store, seed)
+  for index = pool.clips + 1, store.count do
+    for _ = 1, times(world.describe { seed = seed, index = index }) do pool[#pool + 1] = index end
+  end
+  pool.clips = store.count
+end
+
 -- A batch: latents, weights, captions and labels. Every clip has many captions; now and then it has none. stills: so many
--- single frames instead of o.batch clips, and their numbers from 0.
-local function batch(world, store, nets, step, o, stills)
+-- single frames instead of o.batch clips, and their numbers from 0. weights: how much of a latent value is a subject, and
+-- at least o.scene where the camera moves, so that what passes by counts.
+local function batch(world, store, pool, nets, step, o, stills)
   local latents, weights, captions, labels, first = {}, {}, {}, {}, stills and {} or nil
   for i in ipairs(nets.questions) do labels[i] = {} end
   for i = 1, stills or o.batch do
-    local index = step:random(store.count)
-    local latent, mask = store:get(index)
+    local index = pool[step:random(#pool)]
+    local a, latent, mask = world.describe { seed = o.world_seed, index = index }, store:get(index)
     if stills then
       local frame = step:random(latent.shape[2])
       latent, mask, first[i] = latent:slice(2, frame, frame), mask:slice(1, frame, frame), frame - 1
+    elseif a.camera ~= "still" then
+      mask = mask:clamp(o.scene, 1)
     end
     latents[i], weights[i] = latent:to("f32"), mask
-    local a = world.describe { seed = o.world_seed, index = index }
     local caption, says = world.words.caption(a, world.random(o.world_seed, index, 16 + step:random(64)), {})
     local dropped = step:random() < o.dropout
     captions[i] = dropped and "" or caption
@@ -138,9 +155,9 @@ end
 
 -- One step of flow matching over a batch: the loss, and numbers for the log. A part of the steps, o.stills, looks at four
 -- times as many clips, one latent frame of each, for the same work: what stands where at which moment is learnt from these.
-function transformer.loss(world, store, nets, tokenizer, step, o)
+function transformer.loss(world, store, pool, nets, tokenizer, step, o)
   local stills = step:random() < o.stills and 4 * o.batch or nil
-  local clean, weight, captions, labels, first = batch(world, store, nets, step, o, stills)
+  local clean, weight, captions, labels, first = batch(world, store, pool, nets, step, o, stills)
   local sigma, t = levels(step, #captions, stills and 1.5 * o.shift or o.shift), {}
   for i, s in ipairs(sigma) do t[i] = 1000 * s end
   local s = T.of(sigma, { #captions, 1, 1, 1, 1 })
@@ -191,23 +208,29 @@ function transformer.with(world, weights, seed)
 end
 
 -- transformer.train(world, o) -> run or nil and a message; o: folder, latents (store), tokenizer, steps, batch, stills, lr,
--- seed, on_step, every (steps between checkpoints), from (folder of the checkpoint to begin with, instead of its own).
+-- seed, on_step, every (steps between checkpoints), from (folder of the checkpoint to begin with, instead of its own), initial
+-- (weights by name to begin with, where there is no checkpoint).
 -- Where latents are still being made, those that are there are used.
 function transformer.train(world, o)
   local nets = transformer.build(world, o.seed)
   local store = o.latents
-  local settings = { batch = o.batch, dropout = 0.1, emphasis = 8, reading = 0.1, shift = 2, world_seed = 1,
+  local settings = { batch = o.batch, dropout = 0.1, emphasis = 8, scene = 0.3, reading = 0.1, shift = 2, world_seed = 1,
     stills = o.stills }
+  local pool = { clips = 0 }
+  fill(pool, world, store, settings.world_seed)
   local run, message = melies.train.new {
     params = nets.params, steps = o.steps, lr = o.lr, schedule = "linear", warmup = 100, final = 0.02, clip = 1,
     optimiser = muon.new, betas = { 0.9, 0.98 }, ema = 0.999, weight_decay = 0.02, seed = o.seed, folder = o.folder,
     every = o.every or 250, resume = not o.from, may_differ = { "steps", "lr", "seed", "config.settings.stills",
-      "config.settings.emphasis" },
+      "config.settings.emphasis", "config.settings.scene" },
     config = { text = transformer.text, dit = transformer.dit, additions = transformer.additions, settings = settings },
     data = { state = function() return { clips = store.count } end, restore = function() end },
     loss = function(step)
-      if step.index % 50 == 0 then store:look() end
-      return transformer.loss(world, store, nets, o.tokenizer, step, settings)
+      if step.index % 50 == 0 then
+        store:look()
+        fill(pool, world, store, settings.world_seed)
+      end
+      return transformer.loss(world, store, pool, nets, o.tokenizer, step, settings)
     end,
     on_step = o.on_step,
   }
@@ -215,6 +238,14 @@ function transformer.train(world, o)
     local ok
     ok, message = run:resume(o.from)
     if not ok then return nil, message end
+  end
+  if run and run.step == 0 and o.initial then
+    nets.params[PREFIX.reader .. "weight"].value:fill_(0) -- what it gets wrong at first must not change the text encoder
+    for name, value in pairs(o.initial) do
+      if not nets.params[name] then return nil, name .. ": the model to begin with has it, this one has not" end
+      nets.params[name].value:copy_(value)
+      run.optimiser.ema[name]:copy_(value)
+    end
   end
   return run, run and nets or message
 end
