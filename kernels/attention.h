@@ -26,6 +26,6 @@ typedef struct attention_kernels {
 } attention_kernels;
 
 extern const attention_kernels attention_kernels_ref, attention_kernels_avx2, attention_kernels_avx512,
-    attention_kernels_avx512bf16, attention_kernels_amxbf16;
+    attention_kernels_avx512bf16, attention_kernels_amx;
 
 #endif

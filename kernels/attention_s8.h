@@ -29,6 +29,7 @@ typedef struct attention_s8_kernels {
         int64_t first, const float *weights, float *acc, int64_t lda);
 } attention_s8_kernels;
 
-extern const attention_s8_kernels attention_s8_kernels_ref, attention_s8_kernels_avx2, attention_s8_kernels_avx512;
+extern const attention_s8_kernels attention_s8_kernels_ref, attention_s8_kernels_avx2, attention_s8_kernels_avx512,
+    attention_s8_kernels_amx;
 
 #endif

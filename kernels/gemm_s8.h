@@ -22,6 +22,6 @@ typedef struct gemm_s8_kernels {
     void (*rotate)(float *x, int64_t n, int64_t block);
 } gemm_s8_kernels;
 
-extern const gemm_s8_kernels gemm_s8_kernels_ref, gemm_s8_kernels_avx512;
+extern const gemm_s8_kernels gemm_s8_kernels_ref, gemm_s8_kernels_avx512, gemm_s8_kernels_amx;
 
 #endif

@@ -60,11 +60,11 @@ static mel_isa detect(void) {
     if (!avx2 || !f16c) return MEL_ISA_PLAIN;
     if (!avx512) return MEL_ISA_AVX2;
     if (!bf16 || !vnni) return MEL_ISA_AVX512;
-    bool amx = __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & (1u << 22)) && (d & (1u << 24));
-    return amx && tiles_allowed() ? MEL_ISA_AMX_BF16 : MEL_ISA_AVX512_BF16;
+    bool amx = __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 22 & 13) == 13; // AMX-BF16, -TILE, -INT8
+    return amx && tiles_allowed() ? MEL_ISA_AMX : MEL_ISA_AVX512_BF16;
 }
 
-static atomic_int found = -1, cap = MEL_ISA_AMX_BF16;
+static atomic_int found = -1, cap = MEL_ISA_AMX;
 
 mel_isa mel_cpu_isa(void) {
     int f = atomic_load(&found);

@@ -319,7 +319,8 @@ static void choose_kernels(attention_job *j, bool half) {
     j->operand = j->kernels->pairs == 2 ? MEL_BF16 : MEL_F32;
     j->size = mel_dtype_size(j->operand);
     const bool vnni = isa >= MEL_ISA_AVX512_BF16; // every processor with the one has the other
-    j->s8 = vnni                  ? &attention_s8_kernels_avx512
+    j->s8 = isa == MEL_ISA_AMX    ? &attention_s8_kernels_amx
+            : vnni                ? &attention_s8_kernels_avx512
             : isa >= MEL_ISA_AVX2 ? &attention_s8_kernels_avx2
                                   : &attention_s8_kernels_ref;
     j->quantizer = vnni ? &gemm_s8_kernels_avx512 : &gemm_s8_kernels_ref;

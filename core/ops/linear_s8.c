@@ -29,7 +29,10 @@ static int64_t round_up(int64_t n, int64_t to) {
 }
 
 static const gemm_s8_kernels *kernels(void) {
-    return mel_cpu_isa() >= MEL_ISA_AVX512_BF16 ? &gemm_s8_kernels_avx512 : &gemm_s8_kernels_ref;
+    const mel_isa isa = mel_cpu_isa();
+    return isa == MEL_ISA_AMX           ? &gemm_s8_kernels_amx
+           : isa >= MEL_ISA_AVX512_BF16 ? &gemm_s8_kernels_avx512
+                                        : &gemm_s8_kernels_ref;
 }
 
 void mel_s8_free(linear_s8 *layer) {

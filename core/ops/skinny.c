@@ -13,7 +13,7 @@ enum {
 const attention_kernels *mel_product_kernels(mel_dtype dtype) {
     mel_isa isa = mel_cpu_isa();
     if (isa >= MEL_ISA_AVX512_BF16 && dtype == MEL_BF16)
-        return isa == MEL_ISA_AMX_BF16 ? &attention_kernels_amxbf16 : &attention_kernels_avx512bf16;
+        return isa == MEL_ISA_AMX ? &attention_kernels_amx : &attention_kernels_avx512bf16;
     if (isa >= MEL_ISA_AVX512) return &attention_kernels_avx512;
     if (isa == MEL_ISA_AVX2) return &attention_kernels_avx2;
     return &attention_kernels_ref;

@@ -16,7 +16,7 @@ enum {
 
 const row_kernels *mel_rows(void) {
     switch (mel_cpu_isa()) {
-    case MEL_ISA_AMX_BF16:
+    case MEL_ISA_AMX:
     case MEL_ISA_AVX512_BF16:
     case MEL_ISA_AVX512: return &row_kernels_avx512;
     case MEL_ISA_AVX2: return &row_kernels_avx2;

@@ -11,8 +11,7 @@ typedef struct tested {
 } tested;
 static const tested tables[] = {{"ref", &attention_kernels_ref, MEL_ISA_PLAIN},
     {"avx2", &attention_kernels_avx2, MEL_ISA_AVX2}, {"avx512", &attention_kernels_avx512, MEL_ISA_AVX512},
-    {"avx512bf16", &attention_kernels_avx512bf16, MEL_ISA_AVX512_BF16},
-    {"amxbf16", &attention_kernels_amxbf16, MEL_ISA_AMX_BF16}};
+    {"avx512bf16", &attention_kernels_avx512bf16, MEL_ISA_AVX512_BF16}, {"amx", &attention_kernels_amx, MEL_ISA_AMX}};
 static const tested *now;
 
 static int operand_dtype(void) {

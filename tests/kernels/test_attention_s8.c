@@ -10,7 +10,7 @@ typedef struct tested {
 } tested;
 static const tested tables[] = {{"ref", &attention_s8_kernels_ref, MEL_ISA_PLAIN},
     {"avx2", &attention_s8_kernels_avx2, MEL_ISA_AVX2},
-    {"avx512vnni", &attention_s8_kernels_avx512, MEL_ISA_AVX512_BF16}};
+    {"avx512vnni", &attention_s8_kernels_avx512, MEL_ISA_AVX512_BF16}, {"amx", &attention_s8_kernels_amx, MEL_ISA_AMX}};
 static const tested *now;
 
 static int8_t *panel_at(void *keys, int64_t p, int64_t k) {
@@ -37,7 +37,7 @@ static void fill_keys(void *keys, int64_t panels, int64_t k, bool full) {
 
 static void scores(void) {
     for (int round = 0; round < 150; round++) {
-        int64_t m = random_below(14), panels = random_below(4), k = 4 * random_below(40);
+        int64_t m = random_below(120), panels = random_below(4), k = 4 * random_below(40);
         int64_t ldq = k + random_below(9), lds = panels * SCORES_PANEL + random_below(20);
         bool full = round % 5 == 0;
         guarded q = guarded_new((size_t)(m * ldq), (size_t)random_below(16));

@@ -204,7 +204,7 @@ static void times(void) {
     make(256, motions[1].m, 0, &a, &b);
     for (int isa = 0; isa < 2; isa++) {
         double best = INFINITY;
-        mel_set_isa(isa ? MEL_ISA_AMX_BF16 : MEL_ISA_PLAIN);
+        mel_set_isa(isa ? MEL_ISA_AMX : MEL_ISA_PLAIN);
         for (int i = 0; i < 3; i++) {
             mel_tensor *flow = NULL;
             double start = mel_seconds();

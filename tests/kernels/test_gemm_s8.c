@@ -4,6 +4,15 @@
 #include <kernels/gemm_s8.h>
 #include <melies/base.h>
 
+typedef struct tested {
+    const char *name;
+    const gemm_s8_kernels *k;
+    mel_isa needs;
+} tested;
+static const tested tables[] = {{"ref", &gemm_s8_kernels_ref, MEL_ISA_PLAIN},
+    {"avx512vnni", &gemm_s8_kernels_avx512, MEL_ISA_AVX512_BF16}, {"amx", &gemm_s8_kernels_amx, MEL_ISA_AMX}};
+static const tested *now;
+
 static uint32_t state = 7;
 
 static uint32_t next(void) {
@@ -12,9 +21,8 @@ static uint32_t next(void) {
 }
 
 static void products(void) {
-    if (mel_cpu_isa() < MEL_ISA_AVX512_BF16) return;
     for (int round = 0; round < 60; round++) {
-        int64_t m = 1 + next() % 20, n = S8_PANEL * (1 + next() % 3), k = 4 * (1 + next() % 40), lda = k + next() % 9;
+        int64_t m = 1 + next() % 100, n = S8_PANEL * (1 + next() % 3), k = 4 * (1 + next() % 40), lda = k + next() % 9;
         uint8_t *a = malloc((size_t)(m * lda));
         int8_t *b = malloc((size_t)(n * k));
         int32_t *want = malloc((size_t)(m * n + 2) * 4), *got = malloc((size_t)(m * n + 2) * 4);
@@ -26,7 +34,7 @@ static void products(void) {
             want[i] = got[i] = (int32_t)next();
         bool add = round % 2;
         gemm_s8_kernels_ref.product(m, n, k, a, lda, b, want + 1, n, add);
-        gemm_s8_kernels_avx512.product(m, n, k, a, lda, b, got + 1, n, add);
+        now->k->product(m, n, k, a, lda, b, got + 1, n, add);
         CHECK(!memcmp(want, got, (size_t)(m * n + 2) * 4));
         free(a);
         free(b);
@@ -36,7 +44,6 @@ static void products(void) {
 }
 
 static void rows(void) {
-    if (mel_cpu_isa() < MEL_ISA_AVX512_BF16) return;
     for (int n = 0; n < 150; n++) {
         float x[160], y[160], z[160], scales[160], bias[160];
         uint8_t p[160], q[160];
@@ -51,10 +58,10 @@ static void rows(void) {
             y[i] = z[i] = -1;
         }
         if (n == 7) memset(x, 0, sizeof x);
-        CHECK(gemm_s8_kernels_ref.quantize(x, n, p) == gemm_s8_kernels_avx512.quantize(x, n, q));
+        CHECK(gemm_s8_kernels_ref.quantize(x, n, p) == now->k->quantize(x, n, q));
         CHECK(!memcmp(p, q, sizeof p));
         gemm_s8_kernels_ref.finish(c, n, sums, 0.7f, scales, n % 2 ? bias : NULL, y);
-        gemm_s8_kernels_avx512.finish(c, n, sums, 0.7f, scales, n % 2 ? bias : NULL, z);
+        now->k->finish(c, n, sums, 0.7f, scales, n % 2 ? bias : NULL, z);
         for (int i = 0; i < 160; i++)
             CHECK_NEAR(y[i], z[i], 1e-5 * fabs(y[i]) + 1e-6);
     }
@@ -72,10 +79,8 @@ static void rotations(void) {
             before += (double)x[i] * x[i];
         }
         gemm_s8_kernels_ref.rotate(y, N, block);
-        if (mel_cpu_isa() >= MEL_ISA_AVX512_BF16) {
-            gemm_s8_kernels_avx512.rotate(z, N, block);
-            CHECK(!memcmp(y, z, sizeof y));
-        }
+        now->k->rotate(z, N, block);
+        CHECK(!memcmp(y, z, sizeof y));
         for (int i = 0; i < N; i++)
             after += (double)y[i] * y[i];
         CHECK_NEAR(after, before, 1e-5 * before);
@@ -90,7 +95,6 @@ static void rotations(void) {
 }
 
 static void speed(void) {
-    if (mel_cpu_isa() < MEL_ISA_AVX512_BF16) return;
     enum {
         M = 192,
         N = 256,
@@ -102,20 +106,25 @@ static void speed(void) {
     double best = 1e9;
     for (int i = 0; i < 5; i++) {
         double t = mel_seconds();
-        gemm_s8_kernels_avx512.product(M, N, K, a, K, b, c, N, false);
+        now->k->product(M, N, K, a, K, b, c, N, false);
         t = mel_seconds() - t;
         best = t < best ? t : best;
     }
-    printf("product %dx%dx%d: %.0f GOP/s on one core\n", M, N, K, 2.0 * M * N * K / best / 1e9);
+    printf("  %-10s product %dx%dx%d: %.0f GOP/s on one core\n", now->name, M, N, K, 2.0 * M * N * K / best / 1e9);
     free(a);
     free(b);
     free(c);
 }
 
 int main(void) {
-    RUN(products);
-    RUN(rows);
-    RUN(rotations);
-    RUN(speed);
+    for (size_t i = 0; i < sizeof tables / sizeof *tables; i++) {
+        if (mel_cpu_isa() < tables[i].needs) continue;
+        now = &tables[i];
+        printf("-- %s\n", now->name);
+        RUN(products);
+        RUN(rows);
+        RUN(rotations);
+        RUN(speed);
+    }
     return CHECK_DONE();
 }

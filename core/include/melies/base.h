@@ -74,7 +74,7 @@ typedef enum mel_isa {
     MEL_ISA_AVX2 = 1,
     MEL_ISA_AVX512 = 2,
     MEL_ISA_AVX512_BF16 = 3,
-    MEL_ISA_AMX_BF16 = 4
+    MEL_ISA_AMX = 4
 } mel_isa;
 MEL_API mel_isa mel_cpu_isa(void); // what kernels use: the processor's, capped by mel_set_isa
 MEL_API void mel_set_isa(mel_isa highest);
