@@ -100,8 +100,62 @@ local function remembering(next_frame, count, done)
   end
 end
 
--- All shots one after the other: next(). on_joint(k, cut, first, last) as pass.join calls it.
-local function joined(film, bank, on_joint)
+-- The passes that come before the transitions, since they work on every shot by itself, and the rest: lists as pass.chain
+-- takes them. Their order stays.
+local function divided(passes)
+  local own, rest = {}, {}
+  for _, entry in ipairs(passes) do
+    local plugin, values = pass.resolve("pass", entry)
+    if not plugin then recipe.fail(values) end
+    local list = #rest == 0 and plugin.of_shots and plugin.of_shots(values) and own or rest
+    list[#list + 1] = entry
+  end
+  return own, rest
+end
+
+-- The shots' frames after such passes; shots that go on from the one before are one take for them. raw[frame] becomes what
+-- the frame was.
+local function corrected(film, sources, passes, raw)
+  local shots, p, out = film.shots, film.job.params, {}
+  local take
+  for i, shot in ipairs(shots) do
+    if not take or not shot.overlap then
+      local at, waiting, frames = i, {}, 0
+      repeat frames, at = frames + (shots[at].length or shots[at].frames), at + 1 until not shots[at] or not shots[at].overlap
+      local last = at - 1
+      at = i
+      local function source()
+        while at <= last do
+          local frame = sources[at]()
+          if frame then
+            waiting[#waiting + 1] = frame
+            return frame
+          end
+          at = at + 1
+        end
+      end
+      local after, message = pass.over(source, passes, { width = p.width, height = p.height, fps = p.fps, frames = frames,
+        cuts = false })
+      if not after then recipe.fail(message) end
+      take = function()
+        local frame = after()
+        if frame then raw[frame] = table.remove(waiting, 1) end
+        return frame
+      end
+    end
+    local own, left = take, shot.length or shot.frames
+    out[i] = function()
+      if left == 0 then return nil end
+      left = left - 1
+      return own()
+    end
+  end
+  return out
+end
+
+-- All shots one after the other: next(). passes and raw as corrected() takes them; on_joint(k, cut, first, last) as pass.join
+-- calls it.
+local function joined(film, bank, passes, raw, on_joint)
   local sources, transitions = {}, {}
   for i, shot in ipairs(film.shots) do
     local last = shots.last_of(film.work, i)
@@ -117,6 +171,7 @@ local function joined(film, bank, on_joint)
     end
     if i > 1 then transitions[i - 1] = names[shot.transition] or shot.transition end
   end
+  if #passes > 0 then sources = corrected(film, sources, passes, raw) end
   local next_frame, message = pass.join(sources, transitions, { fps = film.job.params.fps, joint = on_joint })
   if not next_frame then recipe.fail(message) end
   return next_frame
@@ -157,15 +212,16 @@ function M.run(job, board, opts)
 
   local began_joining = require("melies").seconds()
   local page = (opts.report or job.kept) and require("melies.film_report").new(film, { checks = opts.report_checks })
-  local cuts = {}
-  local next_frame = joined(film, bank, function(k, cut, first, last)
+  local cuts, raw = {}, setmetatable({}, { __mode = "k" })
+  local own, rest = divided(passes)
+  local next_frame = joined(film, bank, own, raw, function(k, cut, first, last)
     if not film.shots[k + 1].overlap then cuts[#cuts + 1] = cut end
     if page then page:joint(k, cut, first, last) end
   end)
   local after = { width = p.width, height = p.height, fps = p.fps, cuts = cuts }
-  if page then next_frame = page:before(next_frame, after) end
-  if #passes > 0 then
-    next_frame, after = pass.over(next_frame, passes, after)
+  if page then next_frame = page:before(next_frame, after, raw) end
+  if #rest > 0 then
+    next_frame, after = pass.over(next_frame, rest, after)
     if not next_frame then recipe.fail(after) end
   end
   if page then next_frame = page:after(next_frame, after) end

@@ -3,7 +3,8 @@
 --
 --   film_report.new(film, { checks = text or nil }) -> page       film: as melies.film keeps it
 --     page:joint(k, cut, first, last)      as pass.join calls it
---     page:before(next_frame, info), page:after(next_frame, info) -> next_frame      frames on their way
+--     page:before(next_frame, info, raw), page:after(next_frame, info) -> next_frame      frames on their way; raw[frame]: what
+--         it was before the passes, where some are done already
 --     page:write{ timing=, passes=, notes=, beside = path of the film or nil, folder = the job's or nil } -> paths
 local check = require "melies.check"
 local fs = require "melies.fs"
@@ -36,7 +37,7 @@ function Page:joint(k, cut, first, last)
 end
 
 -- next_frame with the checks looking on; the report is in self[name] at the end.
-local function measured(self, name, next_frame, info)
+local function measured(self, name, next_frame, info, raw)
   local list = self.lists[name]
   list.ratio = info.fps / self.film.job.params.fps
   local measure, message = check.measure(self.checks, { width = info.width, height = info.height, fps = info.fps,
@@ -44,7 +45,9 @@ local function measured(self, name, next_frame, info)
   if not measure then recipe.fail(message) end
   return function()
     local frame = next_frame()
-    if frame then measure:push(frame)
+    if frame then
+      measure:push(raw and raw[frame] or frame)
+      if raw then raw[frame] = nil end
     elseif measure then
       self[name .. "_report"] = measure:finish()
       measure = nil
@@ -53,7 +56,7 @@ local function measured(self, name, next_frame, info)
   end
 end
 
-function Page:before(next_frame, info) return measured(self, "before", next_frame, info) end
+function Page:before(next_frame, info, raw) return measured(self, "before", next_frame, info, raw) end
 
 function Page:after(next_frame, info)
   local source, shots = measured(self, "after", next_frame, info), self.film.shots

@@ -2,7 +2,8 @@
 --   params; new(params, info) -> object (or nil, message)
 -- and the object has push(self, frame) -> list of frames that are ready, finish(self) -> the rest, and optionally
 -- cut(self) -> list: the next frame begins a new shot (frames that waited may come out), and info: what the frames that
--- come out are, where they differ from what went in. info is { width, height, fps, frames (may be nil) }. Frames are
+-- come out are, where they differ from what went in. info is { width, height, fps, frames (may be nil) }. A plugin with
+-- of_shots(params) -> true works on every shot by itself, frame for frame: films do it before their transitions. Frames are
 -- f32 [H, W, 3] in 0..1. An object keeps a bounded number of frames, so that a film of any length passes through.
 --
 -- A list of passes is data: { "deflicker", { "sharpen", amount = 0.4 }, "grain" }, or the text

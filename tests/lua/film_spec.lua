@@ -64,6 +64,28 @@ t.test("a storyboard: lengths, a shot that goes on from the one before, a transi
   t.ok(message:find("Anna", 1, true) and message:find("did you mean", 1, true), message)
 end)
 
+t.test("what works on a shot by itself comes before the transitions, and the page tells what was before it", function()
+  local path = folder .. "/fade.json"
+  fs.write(path, melies.json.encode { title = "fade", shots = {
+    { text = "a big red ball rolls over the grass", seconds = 2.125, seed = 3 },
+    { text = "a big red ball rolls over the grass", seconds = 2.125, transition = "overlap", seed = 4 },
+    { text = "a blue star at night", seconds = 2.125, transition = "fade", seed = 5 } } })
+  local function film(passes)
+    local options = { storyboard = path, steps = 2, passes = passes, checks = "", report = true, report_checks = "flicker",
+      output = folder .. "/fade.webp" }
+    local frames = assert(melies.run("film_from_storyboard", options))
+    local page = fs.read(folder .. "/fade.report.html")
+    return frames, melies.json.decode((page:match '<script type="application/json" id="data">(.-)</script>'))
+  end
+  local plain, before = film ""
+  local matched, after = film "deflicker; color_match: scope=shot, deviation=false"
+  t.eq(matched.shape[1], plain.shape[1])
+  t.ok((matched:slice(1, 10, 30) - plain:slice(1, 10, 30)):norm() > 0, "the passes change frames")
+  t.eq(matched:select(1, 34):abs():mean(), 0, "the fade ends in black")
+  t.near(after.before.flicker.value, before.after.flicker.value, 1e-9, "frames as they were without passes")
+  t.ok(after.after.flicker.value ~= before.after.flicker.value)
+end)
+
 t.test("a shot that fails its checks is tried with another seed, and that is said", function()
   local said = {}
   local recipe = melies.recipe

@@ -125,6 +125,26 @@ t.test("the transformer learns, goes on where it stopped, and comes out as a mod
   t.ok((fast - frames):norm() > 0)
 end)
 
+t.test("a model of the recipe is where another training begins", function()
+  local again, model = folder .. "/again", folder .. "/model"
+  for _, stage in ipairs { "blocks", "autoencoder", "tokenizer", "latents" } do train(stage, { folder = again, from = model }) end
+  local latents = dofile(root .. "/recipes/starter/train/latents.lua")
+  local first, second = assert(latents.open(folder .. "/latents")), assert(latents.open(again .. "/latents"))
+  local before, after = first:get(123):to "f32", second:get(123):to "f32"
+  t.ok((after - before):norm() < 0.02 * before:norm(), (after - before):norm() / before:norm()) -- bf16 weights
+  t.eq(melies.fs.read(again .. "/spiece.model"), melies.fs.read(model .. "/spiece.model"))
+  train("transformer", { folder = again, from = model, steps = 1, rate = 1e-6 })
+  local run = assert(melies.weights.open(again .. "/transformer/step-00000001.safetensors"))
+  for part, name in pairs { dit = "blocks.1.ffn.0.weight", text_encoder = "encoder.block.0.layer.0.SelfAttention.q.weight" } do
+    local file = assert(melies.weights.open(("%s/%s.safetensors"):format(model, part)))
+    name = file:has(name) and name or file:names()[1]
+    local was = file:get(name):to "f32"
+    for _, kind in ipairs { "weights", "ema" } do
+      t.close(run:get(("%s/%s/%s"):format(kind, part, name)), was, 1e-3, 1e-5)
+    end
+  end
+end)
+
 t.test("a model without a few-step variant says so", function()
   local result, message = melies.run("text_to_video", { prompt = "ball", few_steps = true })
   t.eq(result, nil)

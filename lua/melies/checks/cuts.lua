@@ -15,7 +15,7 @@ return {
   new = function(p, info)
     local series, self, cuts = melies.check.series(), {}, {}
     function self.push(_, here)
-      if here.cut then cuts[#cuts + 1] = here end
+      if here.cut then cuts[#cuts + 1] = { index = here.index, time = here.time, shot = here.shot } end
     end
     function self.finish(_, shots)
       local wrong = 0

@@ -13,6 +13,7 @@ end
 
 return {
   kind = "pass", name = "color_match",
+  of_shots = function(p) return p.scope == "shot" end,
   params = {
     scope = { "enum", choices = { "shot", "film" }, default = "film", help = "what every frame is matched to" },
     strength = { "number", default = 1, min = 0, max = 1, help = "1: fully" },

@@ -9,6 +9,7 @@ local melies = require "melies"
 
 return {
   kind = "pass", name = "deflicker",
+  of_shots = function() return true end,
   params = {
     radius = { "integer", default = 4, min = 1, max = 16, help = "frames to either side" },
     strength = { "number", default = 1, min = 0, max = 1, help = "share of the correction" },

@@ -44,6 +44,7 @@ end
 
 return {
   kind = "pass", name = "stabilise",
+  of_shots = function() return true end,
   params = {
     seconds = { "number", default = 0.6, min = 0.05, max = 5, help = "how slow the path may change" },
     zoom = { "number", default = 1.05, min = 1, max = 2, help = "enlargement that hides the borders" },
