@@ -25,7 +25,8 @@ local function tensors_of(job, path)
 end
 
 function stages.blocks(p, job, world)
-  local blocks, tensors, psnr = part "blocks", nil, nil
+  local blocks = part "blocks"
+  local tensors, psnr
   if p.from then
     tensors, psnr = blocks.of(job:load(p.from).autoencoder, world, { clips = 40, size = p.size })
   else

@@ -116,14 +116,16 @@ end
 -- The shots' frames after such passes; shots that go on from the one before are one take for them. raw[frame] becomes what
 -- the frame was.
 local function corrected(film, sources, passes, raw)
-  local shots, p, out = film.shots, film.job.params, {}
+  local list, p, out = film.shots, film.job.params, {}
   local take
-  for i, shot in ipairs(shots) do
+  for i, shot in ipairs(list) do
+    local length = shot.length or shot.frames
     if not take or not shot.overlap then
-      local at, waiting, frames = i, {}, 0
-      repeat frames, at = frames + (shots[at].length or shots[at].frames), at + 1 until not shots[at] or not shots[at].overlap
-      local last = at - 1
-      at = i
+      local at, last, frames, waiting = i, i, length, {}
+      while list[last + 1] and list[last + 1].overlap do
+        last = last + 1
+        frames = frames + (list[last].length or list[last].frames)
+      end
       local function source()
         while at <= last do
           local frame = sources[at]()
@@ -143,7 +145,7 @@ local function corrected(film, sources, passes, raw)
         return frame
       end
     end
-    local own, left = take, shot.length or shot.frames
+    local own, left = take, length
     out[i] = function()
       if left == 0 then return nil end
       left = left - 1

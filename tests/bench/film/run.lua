@@ -55,13 +55,15 @@ local function tell(ten, twelve, folder)
   for _, name in ipairs(order) do
     local b, a = twelve.data.before[name], twelve.data.after[name]
     if a and a.value then
-      local function row(what, old, new, better)
-        local change = not old and "" or math.abs(new - old) < 5e-4 * math.max(1e-3, math.abs(old)) and "same"
+      local function row(what, old, new, better, noise)
+        local change = not old and "" or math.abs(new - old) < math.max(5e-4 * math.abs(old), 5e-7, noise or 0) and "same"
           or (new > old) == (better == "high") and "better" or "worse"
         if change == "worse" then worse[#worse + 1] = what end
         print(("| %s (%s) | %s | %.4g | %s |"):format(what, help[better], old and ("%.4g"):format(old) or "", new, change))
       end
-      row(name:gsub("_", " "), b and b.value, a.value, a.better)
+      local share = name == "dynamic_degree" and b and b.value -- of frames: within its standard error it is the same
+      row((name:gsub("_", " ")), b and b.value, a.value, a.better,
+        share and math.sqrt(share * (1 - share) / twelve.data.frames))
       if a.slope then row("its slope a second", b and b.slope, a.slope, "low") end
     end
   end
