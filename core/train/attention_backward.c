@@ -2,6 +2,7 @@
 // again, P = softmax(S); then dV += P^T dO, dS = P (dO V^T - rowsum(P dO V^T)), dQ = scale dS K, dK += scale dS^T Q
 // (Dao et al. 2022, Appendix B.4). Heads are tasks of their own, and samples too unless they share a bias whose
 // gradient is wanted; within a task the order is fixed.
+#include "base/span.h"
 #include "kernels/attention.h"
 #include "train/train.h"
 
@@ -280,6 +281,7 @@ static mel_status check(const mel_tensor *q, const mel_tensor *k, const mel_tens
 mel_status mel_attention_backward(const mel_tensor *q, const mel_tensor *k, const mel_tensor *v, const mel_tensor *dout,
     double scale, const mel_tensor *bias, const mel_tensor *key_bias, bool causal, mel_tensor **dq, mel_tensor **dk,
     mel_tensor **dv, mel_tensor **dbias, mel_error *err) {
+    MEL_SPAN("attention backward");
     mel_status s = mel_check_cancel(err);
     if (!s) s = check(q, k, v, dout, bias, key_bias, err);
     if (s) return s;

@@ -1,4 +1,5 @@
 // Linear layers and convolutions whose weights change every step.
+#include "base/span.h"
 #include "ops/backward.h"
 #include "train/depthwise.h"
 #include "train/train.h"
@@ -46,6 +47,7 @@ static mel_status operand(const mel_tensor *t, mel_dtype dtype, mel_tensor **out
 
 mel_status mel_train_matmul(const mel_tensor *a, bool transpose_a, const mel_tensor *b, bool transpose_b,
     const mel_tensor *bias, mel_dtype compute, mel_dtype dtype, mel_tensor **out, mel_error *err) {
+    MEL_SPAN("product in training");
     char sa[128], sb[128];
     mel_dtype work = MEL_F32, dst;
     mel_status s = mel_check_cancel(err);
@@ -71,6 +73,7 @@ mel_status mel_train_matmul(const mel_tensor *a, bool transpose_a, const mel_ten
         return mel_fail(err, MEL_EINVAL, "train_matmul: %s%s times %s%s does not fit",
             mel_tensor_shape_text(a, sa, sizeof sa), transpose_a ? " transposed" : "",
             mel_tensor_shape_text(b, sb, sizeof sb), transpose_b ? " transposed" : "");
+    MEL_FLOP(2.0 * (double)spec.m * (double)spec.n * (double)spec.k);
     spec.result = dst == MEL_BF16 && work == MEL_BF16 ? MEL_BF16 : MEL_F32;
     int64_t shape[MEL_MAX_DIMS] = {spec.m, spec.n};
     int ndim = 2;
@@ -145,6 +148,7 @@ static int output_shape(const mel_conv_geometry *g, int64_t *shape) {
 mel_status mel_train_conv(const mel_tensor *x, const mel_tensor *weight, const mel_tensor *bias, const int64_t *stride,
     const int64_t *pad_before, const int64_t *pad_after, int64_t groups, mel_dtype compute, mel_dtype dtype,
     mel_tensor **out, mel_error *err) {
+    MEL_SPAN("conv in training");
     mel_conv_geometry g;
     mel_dtype dst;
     int64_t shape[MEL_MAX_DIMS];
@@ -170,6 +174,7 @@ mel_status mel_train_conv(const mel_tensor *x, const mel_tensor *weight, const m
 mel_status mel_train_conv_backward(const mel_tensor *x, const mel_tensor *weight, const mel_tensor *dy,
     const int64_t *stride, const int64_t *pad_before, const int64_t *pad_after, int64_t groups, mel_dtype compute,
     mel_tensor **dx, mel_tensor **dweight, mel_error *err) {
+    MEL_SPAN("conv backward");
     mel_conv_geometry g;
     int64_t shape[MEL_MAX_DIMS];
     char sy[128], sx[128];

@@ -1,4 +1,5 @@
 // Backward passes that go row by row, and losses.
+#include "base/span.h"
 #include "train/train.h"
 
 #include <math.h>
@@ -10,6 +11,7 @@ enum {
 
 mel_status mel_activate_backward(
     mel_act act, const mel_tensor *x, const mel_tensor *dy, mel_tensor **dx, mel_error *err) {
+    MEL_SPAN("activate backward");
     mel_status s = mel_check_cancel(err);
     if (!s) s = mel_need_same(x, "x", dy, "dy", "activate_backward", err);
     if (s) return s;
@@ -44,6 +46,7 @@ mel_status mel_activate_backward(
 }
 
 mel_status mel_softmax_backward(const mel_tensor *y, const mel_tensor *dy, mel_tensor **dx, mel_error *err) {
+    MEL_SPAN("softmax backward");
     mel_status s = mel_check_cancel(err);
     if (!s) s = mel_need_same(y, "y", dy, "dy", "softmax_backward", err);
     if (s) return s;
@@ -82,6 +85,7 @@ mel_status mel_softmax_backward(const mel_tensor *y, const mel_tensor *dy, mel_t
 
 mel_status mel_mse(const mel_tensor *x, const mel_tensor *target, const mel_tensor *weight, double *loss,
     mel_tensor **dx, mel_error *err) {
+    MEL_SPAN("mse");
     char sx[128], sw[128];
     mel_status s = mel_check_cancel(err);
     if (!s) s = mel_need_same(x, "x", target, "the target", "mse", err);
@@ -137,6 +141,7 @@ mel_status mel_mse(const mel_tensor *x, const mel_tensor *target, const mel_tens
 
 mel_status mel_cross_entropy(
     const mel_tensor *x, const mel_tensor *labels, int64_t ignore, double *loss, mel_tensor **dx, mel_error *err) {
+    MEL_SPAN("cross entropy");
     char sx[128], sl[128];
     mel_status s = mel_check_cancel(err);
     if (!s) s = mel_need_float(x, "cross_entropy", err);

@@ -2,6 +2,7 @@
 // with s = x x'. Matrices are worked on with their longer side across, padded to whole vectors; s and its square are
 // symmetric, so that only their upper panels are multiplied. Every sum has a fixed order: the same bits for any number
 // of threads.
+#include "base/span.h"
 #include "kernels/attention.h"
 #include "train/train.h"
 
@@ -192,6 +193,7 @@ static mel_status orthogonal(
 }
 
 mel_status mel_orthogonal(const mel_tensor *x, mel_dtype compute, mel_tensor **out, mel_error *err) {
+    MEL_SPAN("orthogonal");
     char text[128];
     mel_status s = mel_check_cancel(err);
     if (!s) s = mel_need_float(x, "orthogonal", err);
@@ -216,6 +218,7 @@ mel_status mel_orthogonal(const mel_tensor *x, mel_dtype compute, mel_tensor **o
 
 mel_status mel_muon_step(
     const mel_muon *o, mel_tensor *param, const mel_tensor *grad, mel_tensor *m, mel_tensor *ema, mel_error *err) {
+    MEL_SPAN("muon");
     mel_tensor *const state[] = {param, m, ema};
     static const char *const names[] = {"the parameter", "m", "the moving average"};
     mel_status s = mel_need_same(param, "the parameter", grad, "the gradient", "muon", err);

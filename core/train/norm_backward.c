@@ -1,4 +1,5 @@
 // Backward passes of the norms: each row once, sums over rows by chunks that do not depend on threads.
+#include "base/span.h"
 #include "train/train.h"
 
 #include <math.h>
@@ -31,6 +32,7 @@ static int64_t modulation_rows(const mel_tensor *m, const mel_tensor *x) {
 mel_status mel_norm_backward(mel_norm_kind kind, const mel_tensor *x, const mel_tensor *dy, const mel_tensor *weight,
     const mel_tensor *bias, double eps, const mel_tensor *scale, const mel_tensor *shift_like, mel_tensor **dx,
     mel_tensor **dweight, mel_tensor **dbias, mel_tensor **dscale, mel_tensor **dshift, mel_error *err) {
+    MEL_SPAN("norm backward");
     char sx[128], sm[128];
     mel_status s = mel_check_cancel(err);
     if (!s) s = mel_need_same(x, "x", dy, "dy", "norm_backward", err);
@@ -133,6 +135,7 @@ mel_status mel_norm_backward(mel_norm_kind kind, const mel_tensor *x, const mel_
 
 mel_status mel_group_norm_backward(const mel_tensor *x, const mel_tensor *dy, int groups, const mel_tensor *weight,
     double eps, mel_tensor **dx, mel_tensor **dweight, mel_tensor **dbias, mel_error *err) {
+    MEL_SPAN("group_norm backward");
     char sx[128];
     mel_status s = mel_check_cancel(err);
     if (!s) s = mel_need_same(x, "x", dy, "dy", "group_norm_backward", err);

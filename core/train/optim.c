@@ -1,4 +1,5 @@
 // The optimiser's passes: the norm of all gradients in a fixed order, and AdamW with everything in one pass.
+#include "base/span.h"
 #include "train/train.h"
 
 #include <math.h>
@@ -31,6 +32,7 @@ mel_status mel_need_state(
 
 mel_status mel_adamw_step(const mel_adamw *options, mel_tensor *param, const mel_tensor *grad, mel_tensor *m,
     mel_tensor *v, mel_tensor *ema, mel_error *err) {
+    MEL_SPAN("adamw");
     const mel_tensor *state[] = {param, m, v, ema};
     static const char *const names[] = {"the parameter", "m", "v", "the moving average"};
     mel_status s = mel_need_same(param, "the parameter", grad, "the gradient", "adamw", err);

@@ -1,4 +1,5 @@
 // Sums that undo broadcasting and gathering.
+#include "base/span.h"
 #include "train/train.h"
 
 #include <string.h>
@@ -95,6 +96,7 @@ static void sum_rows(const plan *p, const mel_tensor *a, const mel_tensor *b, in
 
 mel_status mel_sum_to(
     const mel_tensor *a, const mel_tensor *b, int ndim, const int64_t *shape, mel_tensor **out, mel_error *err) {
+    MEL_SPAN("sum to");
     char sa[128], sb[128];
     mel_status s = mel_check_cancel(err);
     if (!s) s = mel_need_float(a, "sum_to", err);
@@ -155,6 +157,7 @@ mel_status mel_sum_to(
 
 mel_status mel_scatter_add(
     const mel_tensor *dy, const mel_tensor *ids, int64_t rows, mel_tensor **out, mel_error *err) {
+    MEL_SPAN("scatter add");
     char sy[128], si[128];
     mel_status s = mel_check_cancel(err);
     if (!s) s = mel_need_float(dy, "scatter_add", err);
