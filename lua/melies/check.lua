@@ -51,12 +51,14 @@ Series.__index = Series
 
 -- check.series(): add(here, value, what); mean(), least(), most(); worst("low" | "high", limit, count): the places past the
 -- limit, the worst first.
-function check.series() return setmetatable({ frames = {}, values = {}, places = {} }, Series) end
+function check.series()
+  return setmetatable({ frames = {}, values = {}, times = {}, shots = {}, said = {} }, Series)
+end
 
 function Series:add(here, value, what)
   local n = #self.frames + 1
   self.frames[n], self.values[n] = here.index, value
-  self.places[n] = { frame = here.index, time = here.time, shot = here.shot, value = value, what = what }
+  self.times[n], self.shots[n], self.said[n] = here.time, here.shot, what
 end
 
 function Series:mean()
@@ -76,8 +78,10 @@ function Series:most() return extreme(self, math.max) end
 
 function Series:worst(side, limit, count)
   local list = {}
-  for _, place in ipairs(self.places) do
-    if (side == "low" and place.value < limit) or (side == "high" and place.value > limit) then list[#list + 1] = place end
+  for n, value in ipairs(self.values) do
+    if (side == "low" and value < limit) or (side == "high" and value > limit) then
+      list[#list + 1] = { frame = self.frames[n], time = self.times[n], shot = self.shots[n], value = value, what = self.said[n] }
+    end
   end
   table.sort(list, function(a, b)
     if a.value == b.value then return a.frame < b.frame end

@@ -94,11 +94,11 @@ local function reading_loss(nets, text, mask, labels)
   return grad.mul(total, 1 / #nets.questions)
 end
 
--- How often a clip is drawn: motions that are learnt late and moving cameras more, two things less.
-local rare = { up = 4, approach = 4, sway = 6, jump = 6 }
+-- How often a clip is drawn: what is learnt late more, two things less.
+local late = { up = 4, approach = 4, sway = 4, jump = 4, zoom_in = 3, zoom_out = 3, pan_left = 8, pan_right = 8 }
 local function times(a)
   if a.relation ~= "none" then return 1 end
-  return a.camera ~= "still" and 4 or rare[a.motion] or 2
+  return late[a.camera] or late[a.motion] or 2
 end
 
 -- Numbers of the store's clips to draw from, those of a clip as often as it is to be drawn.
@@ -214,7 +214,7 @@ end
 function transformer.train(world, o)
   local nets = transformer.build(world, o.seed)
   local store = o.latents
-  local settings = { batch = o.batch, dropout = 0.1, emphasis = 8, scene = 0.3, reading = 0.1, shift = 2, world_seed = 1,
+  local settings = { batch = o.batch, dropout = 0.1, emphasis = 8, scene = 0.5, reading = 0.1, shift = 2, world_seed = 1,
     stills = o.stills }
   local pool = { clips = 0 }
   fill(pool, world, store, settings.world_seed)
