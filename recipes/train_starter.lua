@@ -28,7 +28,10 @@ function stages.blocks(p, job, world)
   local blocks = part "blocks"
   local tensors, psnr
   if p.from then
+    local compute = melies.compute()
+    melies.set_compute "f32"
     tensors, psnr = blocks.of(job:load(p.from).autoencoder, world, { clips = 40, size = p.size })
+    melies.set_compute(compute)
   else
     job:progress("principal axes", 400)
     tensors, psnr = blocks.train(world, { clips = 400, size = p.size, progress = function(n) job.stage:step(n) end })

@@ -46,7 +46,7 @@ static void fill(float *x, int64_t n, float size) {
 // c = (add ? c : 0) + a b: 1e-5 of the sum of the terms' sizes. Between rows of c nothing is written.
 static void products(void) {
     for (int round = 0; round < 150; round++) {
-        const int64_t panel = now->k->panel, pairs = now->k->pairs, size = operand_size();
+        const int64_t pairs = now->k->pairs, size = operand_size();
         int64_t m = random_below(80), n = random_below(17) * now->k->width, k = random_below(40) * pairs;
         int64_t lda = k + random_below(5) * pairs, ldc = n + random_below(20);
         bool add = random_below(2);
