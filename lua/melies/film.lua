@@ -114,17 +114,17 @@ local function divided(passes)
 end
 
 -- The shots' frames after such passes; shots that go on from the one before are one take for them. raw[frame] becomes what
--- the frame was.
+-- the frame was, where it is another: an entry that is its own key would never go.
 local function corrected(film, sources, passes, raw)
   local list, p, out = film.shots, film.job.params, {}
   local take
   for i, shot in ipairs(list) do
-    local length = shot.length or shot.frames
+    local length = shots.length_of(shot)
     if not take or not shot.overlap then
       local at, last, frames, waiting = i, i, length, {}
       while list[last + 1] and list[last + 1].overlap do
         last = last + 1
-        frames = frames + (list[last].length or list[last].frames)
+        frames = frames + shots.length_of(list[last])
       end
       local function source()
         while at <= last do
@@ -141,7 +141,8 @@ local function corrected(film, sources, passes, raw)
       if not after then recipe.fail(message) end
       take = function()
         local frame = after()
-        if frame then raw[frame] = table.remove(waiting, 1) end
+        local was = frame and table.remove(waiting, 1)
+        if frame and not rawequal(frame, was) then raw[frame] = was end
         return frame
       end
     end
@@ -167,7 +168,7 @@ local function joined(film, bank, passes, raw, on_joint)
     if bank == "on" and #tries[last.attempt.try].failed == 0 then
       local source = ("%s/%s/%d"):format(require("melies.cache").hash { film.board.prompt or film.board.title or "",
         film.job.seed }, shot.text, shot.seed)
-      sources[i] = remembering(sources[i], shot.length or shot.frames, function(clip)
+      sources[i] = remembering(sources[i], shots.length_of(shot), function(clip)
         recall.fill(film.job, film.board, i, clip, source)
       end)
     end
@@ -198,7 +199,7 @@ function M.run(job, board, opts)
   for _, shot in ipairs(film.shots) do
     if shot.transition == "overlap" then shot.overlap = shot.overlap or 1 end
     if shot.overlap == 0 then shot.overlap = nil end
-    total = total + (shot.length or shot.frames)
+    total = total + shots.length_of(shot)
   end
   film.recall = recall.of(job, model, film.board, { shots = film.shots, work = work, notes = notes,
     likeness = opts.likeness or 0.5, casting = opts.casting or 0 })

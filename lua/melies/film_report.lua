@@ -69,7 +69,7 @@ function Page:after(next_frame, info)
     while self.starts[at + 1] and count >= later(self.starts[at + 1], ratio) do at = at + 1 end
     local shot, taken = shots[at], self.pictures[at]
     local place = PLACES[#taken + 1]
-    if place and count - later(self.starts[at], ratio) >= math.floor(place * (shot.length or shot.frames) * ratio) then
+    if place and count - later(self.starts[at], ratio) >= math.floor(place * require("melies.shots").length_of(shot) * ratio) then
       taken[#taken + 1] = require("melies.report").picture(frame, WIDTH)
     end
     self.frames = count

@@ -4,6 +4,7 @@
 --   shots.in_memory() -> work                  for a job without a folder
 --   shots.last_of(work, i) -> last | nil       a shot that is done: frames (its last ones), plate (its mean frame), attempt
 --                                              (the one that is kept), attempts (all: { try, words, failed, values, seconds })
+--   shots.length_of(shot) -> n                how many frames of a shot are shown
 --   shots.frames_of(film, i, attempt, sub) -> next()      the frames of a shot that are shown
 --   shots.render(film, i, sub)                 attempts until one passes or all are used
 --   shots.next_attempt(film, i, attempt, report, try) -> attempt, words       what the failed checks' remedies make of an attempt
@@ -31,6 +32,9 @@ local function copy(list)
 end
 
 -- ---- folders -----------------------------------------------------------------------------------------
+
+-- Frames of a shot that are shown.
+function M.length_of(shot) return shot.length or shot.frames end
 
 function M.folder_name(i, try) return try > 1 and ("shot-%03d.%d"):format(i, try) or ("shot-%03d"):format(i) end
 
@@ -138,7 +142,7 @@ end
 function M.frames_of(film, i, attempt, sub)
   local job, model, shot = film.job, film.model, film.shots[i]
   local before, next_frame, first = job.work, nil, nil
-  local given, length = 0, shot.length or shot.frames
+  local given, length = 0, M.length_of(shot)
   local function frame_of_chunks()
     if given == length then
       next_frame, first = nil, nil -- the last chunk goes, whoever still holds this function

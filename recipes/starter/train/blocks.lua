@@ -47,11 +47,21 @@ function blocks.axes(moments, count)
   return axes
 end
 
+-- Over the blocks [n, 768] of clips 1 .. count of a seed.
+local function each(world, o)
+  local index = 0
+  return function()
+    index = index + 1
+    if index > o.count then return nil end
+    return cut(world.clip({ seed = o.seed, index = index, size = o.size, frames = 17, split = o.split }).frames), index
+  end
+end
+local MADE_OF, HELD_OUT = 4, 3 -- seeds of clips; the starter's own are others
+
 -- In f32, on clips that no code was made of.
 local function held_out_psnr(world, size, tensors)
   local off, values = 0, 0
-  for index = 1, 40 do
-    local x = cut(world.clip({ seed = 3, index = index, size = size, frames = 17, split = "heldout" }).frames)
+  for x in each(world, { seed = HELD_OUT, count = 40, size = size, split = "heldout" }) do
     local z = x:matmul(tensors["encoder.weight"], { transpose = true }) + tensors["encoder.bias"]
     local back = (z:matmul(tensors["decoder.weight"], { transpose = true }) + tensors["decoder.bias"]):clamp(0, 1)
     off, values = off + (back - x):sumsq(), values + x:numel()
@@ -66,8 +76,7 @@ function blocks.train(world, o)
   local compute = melies.compute()
   melies.set_compute "f32"
   local sum, product, count = T.zeros { n }, T.zeros { n, n }, 0
-  for index = 1, o.clips do
-    local x = cut(world.clip({ seed = 4, index = index, size = o.size, frames = 17 }).frames)
+  for x, index in each(world, { seed = MADE_OF, count = o.clips, size = o.size }) do
     sum:add_(x:sum(1))
     product:add_(x:transpose(1, 2):contiguous():matmul(x))
     count = count + x.shape[1]
@@ -107,8 +116,7 @@ function blocks.of(net, world, o)
   local bias = answer(probe * 0):slice(1, 1, 1)
   local encoder = (answer(probe) - bias):transpose(1, 2):contiguous()
   local sum, count = T.zeros { n }, 0
-  for index = 1, o.clips do
-    local x = cut(world.clip({ seed = 4, index = index, size = o.size, frames = 17 }).frames)
+  for x in each(world, { seed = MADE_OF, count = o.clips, size = o.size }) do
     sum:add_(x:sum(1))
     count = count + x.shape[1]
   end
