@@ -8,7 +8,7 @@ return {
     prompt = false,
     storyboard = { "file", required = true, help = "a storyboard: .lua, .json, the text of HoloCine or Wan2GP" },
   },
-  order = { "storyboard", "audio", "audio_from", "steer", "reference", "as", "passes", "checks", "tries",
+  order = { "storyboard", "audio", "audio_from", "steer", "reference", "as", "passes", "checks", "tries", "film_tries",
     "jobs", unpack(melies.recipe.generation_order) },
   run = function(p, job)
     return melies.film.run(job, function() return job:check(melies.plan.read(p.storyboard)) end, p)

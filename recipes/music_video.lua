@@ -13,7 +13,7 @@ return {
     style = { "style", help = "melies list styles" },
   },
   order = { "prompt", "audio", "audio_from", "length", "pace", "steer", "style", "reference", "as", "passes", "checks", "tries",
-    "jobs", unpack(melies.recipe.generation_order) },
+    "film_tries", "jobs", unpack(melies.recipe.generation_order) },
   run = function(p, job)
     return melies.film.run(job, function() return melies.film.plan(p, job) end,
       setmetatable({ fill_sound = true }, { __index = p }))

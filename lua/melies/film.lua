@@ -2,8 +2,8 @@
 -- into one file, frame by frame. What the project remembers is used, and added to (melies.recall).
 --
 --   film.run(job, board, opts) -> path or frames
--- board: a storyboard (melies.plan); opts: checks, passes (lists as text), tries, jobs (processes), overlap, anchor, casting,
--- likeness, bank, report, report_checks, and what melies.steer takes: audio, reference, as.
+-- board: a storyboard (melies.plan); opts: checks, passes (lists as text), tries, film_tries, jobs (processes), overlap, anchor,
+-- casting, likeness, bank, report, report_checks, and what melies.steer takes: audio, reference, as.
 --
 -- Shots are shared between processes by their folders' locks: the program starts opts.jobs - 1 more of itself, each of which
 -- takes the next shot that nobody has. In the job's folder: storyboard.json, memory.safetensors, and the shots' folders.
@@ -26,11 +26,10 @@ local function render_all(film)
   local work = film.work
   repeat
     local left, went_on = 0, false
-    for i in ipairs(film.shots) do
+    for i, shot in ipairs(film.shots) do
       if not shots.last_of(work, i) then
         left = left + 1
-        local before = film.recall:after(i)
-        if not before or shots.last_of(work, before) then
+        if not shot.overlap or i == 1 or shots.last_of(work, i - 1) then
           local sub, message, busy = work:sub(shots.folder_name(i, 1))
           if not sub and not busy then recipe.fail(message) end
           if sub then
@@ -212,6 +211,7 @@ function M.run(job, board, opts)
   render_all(film)
   for _, process in ipairs(processes) do process:close() end
   if cores then require("melies").threads(cores) end
+  require("melies.film_likeness").repair(film, opts.film_tries or 1)
 
   local began_joining = require("melies").seconds()
   local page = (opts.report or job.kept) and require("melies.film_report").new(film, { checks = opts.report_checks })
@@ -255,10 +255,13 @@ function M.params(own)
     anchor = { "number", default = 0.5, min = 0, max = 1, help = "how much the colours of a shot's beginning hold; 0: none" },
     checks = { "string", default = "black_frames; broken_frames", help = "what every shot must pass: melies list checks" },
     tries = { "integer", default = 2, min = 1, max = 100, help = "attempts at a shot that fails its checks" },
+    film_tries = { "integer", default = 1, min = 1, max = 100,
+      help = "attempts at a shot that looks like none before it (shot_likeness): further seeds" },
     passes = { "string", default = "deflicker; color_match: scope=shot, strength=0.25, deviation=false",
       help = "what the joined film goes through: melies list passes" },
     casting = { "number", default = 0, min = 0, max = 1, help = "how much remembered characters are drawn to their pictures" },
-    likeness = { "number", default = 0.5, min = 0, max = 1, help = "how much shots of one place are drawn to each other" },
+    likeness = { "number", default = 0.5, min = 0, max = 1,
+      help = "how much of its noise a shot shares with the first of its place, and leans on the place's picture" },
     bank = { "enum", choices = { "read", "on", "off" }, default = "read",
       help = "the project's memory: read: it is used; on: finished shots are remembered too" },
     report = { "boolean", default = false, help = "a page about the film beside it: prompts, checks, repairs" },

@@ -149,7 +149,7 @@ end
 -- ---- chunks --------------------------------------------------------------------------------------------------
 
 local FRAMES = { texts = true, frames = true, window = true, overlap = true, release = true, known = true, anchor = true,
-  free_noise = true, seed = true, label = true, width = true, height = true, look = true, around = true }
+  free_noise = true, seed = true, label = true, width = true, height = true, look = true, around = true, common = true }
 
 -- The latent's shape of a chunk, its frames, and the latent frames that chunks share.
 local function geometry(model, p, opts)
@@ -176,7 +176,8 @@ end
 -- known (frames [n, H, W, 3] before the first: the film goes on from them, and they are not given again), anchor (0..1,
 -- default 0.5; 0: none), look ({ mean =, deviation = } in Lab that it holds to, not its own first chunk's), free_noise
 -- (default true), seed, label, width and height (default: the job's), around (function(denoise, shape, first latent frame)
--- -> denoise). seed and anchor may be functions of the chunk's number.
+-- -> denoise), common ({ seed =, share = }: that part, 0..1, of the variance of the noise is another film's of that seed).
+-- seed, anchor and common may be functions of the chunk's number.
 function M.frames(job, model, opts)
   lib.check_options("longform.frames", opts, FRAMES)
   local p = job.params
@@ -196,8 +197,14 @@ function M.frames(job, model, opts)
     chunk = chunk + 1
     local seed, strength = of(opts.seed or job.seed, chunk), of(opts.anchor or 0.5, chunk)
     local first = 1 + (chunk - 1) * (shape[2] - overlap)
-    local noise = opts.free_noise == false and T.noise(shape, { seed = seed, stream = chunk })
-      or M.free_noise(shape, first, { seed = seed })
+    local function noise_of(seed_of)
+      return opts.free_noise == false and T.noise(shape, { seed = seed_of, stream = chunk })
+        or M.free_noise(shape, first, { seed = seed_of })
+    end
+    local noise, common = noise_of(seed), of(opts.common, chunk)
+    if common then
+      noise = T.lincomb { math.sqrt(1 - common.share), noise, math.sqrt(common.share), noise_of(common.seed) }
+    end
     local texts = {}
     for key, value in pairs(opts.texts) do texts[key] = value end
     local before

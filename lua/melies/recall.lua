@@ -4,9 +4,9 @@
 --   recall.apply(job, board) -> notes             descriptions and pictures of the memory into the board; changes are told
 --   recall.of(job, model, board, opts) -> recall  opts: shots (of melies.plan), work (the job's folder or nil), notes, likeness,
 --                                                    casting: how much characters are drawn to their pictures
---     recall:after(i)                 the shot that has to be finished before shot i, nil where there is none
 --     recall:rows(i, rows)            the shot's rows of text, those of remembered descriptions drawn to the memory's
---     recall:around(i, plate)         function(denoise, shape) for melies.longform, or nil; plate(k): the mean frame of shot k
+--     recall:noise(i)                 { seed =, share = }: what shot i shares of its noise with the first of its place, or nil
+--     recall:around(i)                function(denoise, shape) for melies.longform, or nil
 --     recall:first(i)                 [1, H, W, 3] that shot i goes on from, for models with an input for an image; or nil
 --     recall:look()                   { mean =, deviation = } in Lab of the remembered look, or nil
 --   recall.fill(job, board, i, frames, source)    the memory gets what a finished shot shows
@@ -129,16 +129,13 @@ end
 
 -- ---- places and looks --------------------------------------------------------------------------------
 
--- The shot whose place this one shows again; one that goes on from the shot before needs no other.
-local function same_place(self, i)
+-- Shots of one place share a part of their noise, and so the layout of what is drawn from it. The first shot of a place has
+-- its own noise, and one that goes on from the shot before needs no other's.
+function Recall:noise(i)
   local shot = self.shots[i]
-  local j = shot.where and self.seen[shot.where]
-  return self.likeness > 0 and j and j < i and not shot.overlap and not self.tensors["place." .. shot.where] and j or nil
-end
-
-function Recall:after(i)
-  if self.shots[i].overlap and i > 1 then return i - 1 end
-  return same_place(self, i)
+  local first = shot.where and self.seen[shot.where]
+  if self.likeness == 0 or not first or first == i or shot.overlap then return nil end
+  return { seed = self.shots[first].seed, share = self.likeness }
 end
 
 -- The latent of a still of two latent frames: causal autoencoders make the first frame another way than all others.
@@ -154,29 +151,26 @@ function Recall:first(i)
   return self.model.image_input and kept and require("melies.media").to_f32(kept):unsqueeze(1) or nil
 end
 
--- The latent of a picture, made once for all shots; nil where it has not the film's size.
-local function latent_of(self, name, frame, shape)
-  local latent = self.latents[name] or still(self.model, type(frame) == "function" and frame() or frame)
+-- The latent of a picture of the memory, made once for all shots; nil where it has not the film's size.
+local function latent_of(self, name, shape)
+  local latent = self.latents[name] or still(self.model, self.tensors[name])
   self.latents[name] = latent
   return latent.shape[3] == shape[3] and latent.shape[4] == shape[4] and latent or nil
 end
 
-function Recall:around(i, plate)
+function Recall:around(i)
   local shot, list = self.shots[i], {}
-  if self.likeness > 0 and not shot.overlap and shot.where and not self:first(i) then
-    local kept, j = self.tensors["place." .. shot.where], same_place(self, i)
-    if kept or j then
-      list[1] = function(denoise, shape)
-        local latent = latent_of(self, "place." .. shot.where, kept or function() return plate(j) end, shape)
-        return latent and require("melies.consistency").draw_to(denoise, latent, self.likeness) or denoise
-      end
+  local place = shot.where and "place." .. shot.where
+  if self.likeness > 0 and not shot.overlap and self.tensors[place] and not self:first(i) then
+    list[1] = function(denoise, shape)
+      local latent = latent_of(self, place, shape)
+      return latent and require("melies.consistency").draw_to(denoise, latent, self.likeness) or denoise
     end
   end
   for _, name in ipairs(self.casting > 0 and shot.who or {}) do
-    local kept = self.tensors["who." .. name]
-    if kept then
+    if self.tensors["who." .. name] then
       list[#list + 1] = function(denoise, shape)
-        local latent = latent_of(self, "who." .. name, kept, shape)
+        local latent = latent_of(self, "who." .. name, shape)
         return latent and require("melies.consistency").draw_subject(denoise, latent,
           self.tensors["share." .. name]:item(), self.casting) or denoise
       end

@@ -2,17 +2,21 @@
 -- with the remedy that the check names: from the chunk on in which it failed, or by a pass over the shot.
 --
 --   shots.in_memory() -> work                  for a job without a folder
---   shots.last_of(work, i) -> last | nil       a shot that is done: frames (its last ones), plate (its mean frame), attempt
---                                              (the one that is kept), attempts (all: { try, words, failed, values, seconds })
+--   shots.last_of(work, i) -> last | nil       a shot that is done: opening (its first frame), frames (its last ones), attempt
+--                                              (the one that is kept), attempts (all: { try, words, failed, values, seconds }),
+--                                              looked (attempts after which the whole film was looked at)
+--   shots.set_last(work, i, last)
 --   shots.length_of(shot) -> n                how many frames of a shot are shown
 --   shots.frames_of(film, i, attempt, sub) -> next()      the frames of a shot that are shown
 --   shots.render(film, i, sub)                 attempts until one passes or all are used
+--   shots.again(film, i, last, words) -> last  what shot i is with another seed; nothing is set
 --   shots.next_attempt(film, i, attempt, report, try) -> attempt, words       what the failed checks' remedies make of an attempt
 -- film: job, model, work, shots, recall, steer, checks, tries, overlap, anchor, moves (of melies.latent_camera).
 --
 -- An attempt: try (its number), store (the attempt whose folder has its latents), seeds and anchors ({ from chunk, value }
--- lists, the last one that holds), steps, window, passes, used (remedies that were tried on the way). Folders: shot-001, then
--- shot-001.2 and so on, with the latents of the chunks; 00-last.safetensors in the first one when the shot is done.
+-- lists, the last one that holds), steps, window, passes, used (remedies that were tried on the way), shares (noise with other
+-- shots of the place, whatever the seed). Folders: shot-001, then shot-001.2 and so on, with the latents of the chunks;
+-- 00-last.safetensors in the first one when the shot is done.
 local check = require "melies.check"
 local fs = require "melies.fs"
 local json = require "melies.json"
@@ -65,25 +69,25 @@ function M.last_of(work, i)
   local path = ("%s/%s/00-last.safetensors"):format(work.folder, M.folder_name(i, 1))
   if not fs.stat(path) then return nil end
   local f = require("melies.weights").open(path)
-  local said = f and f:has "plate" and f.metadata.shot
+  local said = f and f:has "opening" and f.metadata.shot
   if not said then
     os.remove(path)
     return nil
   end
   local out = json.decode(said)
-  out.frames, out.plate = f:get("frames"):clone(), f:get("plate"):clone()
+  out.opening, out.frames = f:get("opening"):clone(), f:get("frames"):clone()
   f:close()
   return out
 end
 
-local function set_last(work, sub, last)
+function M.set_last(work, i, last)
   if work.memory then
-    sub.store.last = last
+    work.stores[M.folder_name(i, 1)].last = last
     return
   end
-  local ok, message = require("melies.weights").save(sub.folder .. "/00-last.safetensors",
-    { frames = last.frames, plate = last.plate },
-    { shot = json.encode { attempt = last.attempt, attempts = json.array(last.attempts) } })
+  local ok, message = require("melies.weights").save(("%s/%s/00-last.safetensors"):format(work.folder, M.folder_name(i, 1)),
+    { opening = last.opening, frames = last.frames },
+    { shot = json.encode { attempt = last.attempt, attempts = json.array(last.attempts), looked = last.looked } })
   if not ok then recipe.fail(message) end
 end
 
@@ -127,7 +131,7 @@ end
 
 -- What is done to the estimates of a shot while it is sampled.
 local function around(film, i)
-  local list = { film.recall:around(i, function(k) return M.last_of(film.work, k).plate end) }
+  local list = { film.recall:around(i) }
   for _, move in ipairs(film.moves or {}) do
     local own = copy(move)
     own.frames = 1 + math.ceil((film.shots[i].frames - 1) / film.model.stride[1])
@@ -161,6 +165,10 @@ function M.frames_of(film, i, attempt, sub)
       options, first = chunk_options(film, i, attempt)
       options.texts = { text = text, negative = job:encode(model, negative, { negative = true }) }
       options.seed = function(chunk) return at_chunk(attempt.seeds, chunk) end
+      local common = film.recall:noise(i)
+      options.common = function(chunk) -- another seed is tried because of what this noise gave
+        return (attempt.shares or at_chunk(attempt.seeds, chunk) == shot.seed) and common or nil
+      end
       options.anchor = function(chunk) return at_chunk(attempt.anchors, chunk) end
       options.look = film.recall:look()
       options.around = around(film, i)
@@ -228,18 +236,19 @@ function M.next_attempt(film, i, attempt, report, try)
   return out, words
 end
 
--- Frames of an attempt through the checks: report (nil without checks), last frames, mean frame.
-local function measured(film, i, attempt, sub)
+-- Frames of an attempt through the checks: { report (nil without checks), opening, frames (the last ones), attempt }, and what
+-- is told of it.
+local function measured(film, i, attempt, sub, words)
+  local began = require("melies").seconds()
   local size = 1 + (film.overlap - 1) * film.model.stride[1]
   local source = M.frames_of(film, i, attempt, sub)
-  local tail, sum, count = {}, nil, 0
+  local tail, opening = {}, nil
   local function tapped()
     local frame = source()
     if frame then
-      count = count + 1
+      opening = opening or frame:clone()
       tail[#tail + 1] = frame:clone()
       if #tail > size then table.remove(tail, 1) end
-      if sum then sum:add_(frame) else sum = frame:to("f32"):clone() end
     end
     return frame
   end
@@ -250,7 +259,11 @@ local function measured(film, i, attempt, sub)
   else
     for _ in tapped do end
   end
-  return report, T.stack(tail, 1), sum * (1 / count)
+  local values = {}
+  for _, result in ipairs(report and report.results or {}) do values[result.name] = result.value end
+  return { report = report, opening = opening, frames = T.stack(tail, 1), attempt = attempt },
+    { try = attempt.try, words = words, failed = json.array(report and report.failed or {}), values = values,
+      seconds = require("melies").seconds() - began, seed = at_chunk(attempt.seeds, math.huge) }
 end
 
 -- The folder of an attempt, at its first part; `first` is that of the first one, which is held.
@@ -264,22 +277,17 @@ end
 
 -- Attempts until one passes the checks, or all are used; the one that fails the least is kept.
 function M.render(film, i, first)
-  local job, clock = film.job, require("melies").seconds
+  local job = film.job
   local best, attempts, attempt, words = nil, {}, M.first_attempt(film, i), nil
   for try = 1, film.tries do
     local sub = open(film, i, attempt, first)
     if attempt.store == try and try > 1 then take_chunks(film.work, i, best.attempt.store, sub, attempt.from - 1) end
-    local began = clock()
-    local report, tail, plate = measured(film, i, attempt, sub)
+    local one, told = measured(film, i, attempt, sub, words)
     if sub ~= first then sub:close() end
-    local failed, values = report and report.failed or {}, {}
-    for _, result in ipairs(report and report.results or {}) do values[result.name] = result.value end
-    attempts[try] = { try = try, words = words, failed = json.array(failed), values = values, seconds = clock() - began,
-      seed = at_chunk(attempt.seeds, math.huge) }
-    local badness = report and check.badness(report) or 0
-    if not best or badness < best.badness then
-      best = { badness = badness, attempt = attempt, report = report, frames = tail, plate = plate }
-    end
+    attempts[try] = told
+    local failed = told.failed
+    one.badness = one.report and check.badness(one.report) or 0
+    if not best or one.badness < best.badness then best = one end
     if #failed == 0 then
       if try > 1 then job:notice("shot %d, attempt %d of %d passes", i, try, film.tries) end
       break
@@ -291,7 +299,20 @@ function M.render(film, i, first)
     end
     job:notice("shot %d, attempt %d of %d: %s failed; %s", i, try, film.tries, table.concat(failed, ", "), next_words)
   end
-  set_last(film.work, first, { frames = best.frames, plate = best.plate, attempt = best.attempt, attempts = attempts })
+  M.set_last(film.work, i, { opening = best.opening, frames = best.frames, attempt = best.attempt, attempts = attempts })
+end
+
+function M.again(film, i, last, words)
+  local attempt, attempts = copy(last.attempt), { unpack(last.attempts) }
+  attempt.try = #attempts + 1
+  attempt.store, attempt.from, attempt.shares = attempt.try, 1, true
+  attempt.seeds = { { 1, film.shots[i].seed + (attempt.try - 1) * SEEDS } }
+  local sub = open(film, i, attempt)
+  local one
+  one, attempts[attempt.try] = measured(film, i, attempt, sub, words)
+  sub:close()
+  one.attempts = attempts
+  return one
 end
 
 return M

@@ -61,7 +61,7 @@ t.test("two jobs: what the first one's shots show is what the second one uses", 
   t.ok(not sh("memory list"):find("big red", 1, true))
 end)
 
-t.test("shots of one place are drawn to each other, and what moves still moves", function()
+t.test("shots of one place share noise and come nearer to each other, and what moves still moves", function()
   local board = { seed = 2, places = { meadow = "the meadow" }, shots = {} }
   for i = 1, 3 do
     board.shots[i] = { text = "a ball rolls", where = "meadow", transition = i > 1 and "cut" or "none", seconds = 1 }
@@ -79,9 +79,39 @@ t.test("shots of one place are drawn to each other, and what moves still moves",
   end
   local apart, motion = made(0)
   local near, still = made(0.8)
-  print(("     apart %.4f, drawn %.4f; motion %.4f, %.4f"):format(apart, near, motion, still))
+  print(("     apart %.4f, sharing %.4f; motion %.4f, %.4f"):format(apart, near, motion, still))
   t.ok(near < apart, "nearer")
   t.ok(still > 0.5 * motion, "still moves")
+end)
+
+t.test("a shot like none before it is tried with other seeds, for the film's good, with a folder or without", function()
+  local board = { seed = 3, shots = {} }
+  for i, text in ipairs { "a red ball rolls over the grass", "a blue cube in the snow", "a red ball bounces" } do
+    board.shots[i] = { text = text, transition = i > 1 and "cut" or "none", seconds = 1 }
+  end
+  story("unlike.json", board)
+  local words = "run film_from_storyboard --storyboard unlike.json --steps 6 --passes '' --checks '' --bank off "
+  local function made(options, path)
+    local began, text = melies.seconds(), sh(words .. options .. " -o " .. path)
+    t.ok(text:find "code 0", text)
+    return film(path), text, melies.seconds() - began
+  end
+  local function likeness(frames)
+    local n = frames.shape[1] / 3
+    return assert(melies.check.run(frames, "shot_likeness", { fps = 8, cuts = { 1 + n, 1 + 2 * n } })).results[1].value
+  end
+  local before, said = made("", "one.webp")
+  t.ok(not said:find "like no shot before", "nothing is tried unasked")
+  local after, seconds
+  after, said, seconds = made("--film-tries 3", "three.webp")
+  print(("     likeness %.3f, then %.3f"):format(likeness(before), likeness(after)))
+  t.ok(said:find "like no shot before", said)
+  t.ok(likeness(after) > likeness(before) + 0.005, "better")
+  for k, share in ipairs { 0.5, 0.8 } do -- killed, most likely while other seeds are tried
+    os.execute(("cd '%s' && MELIES_JOB_INTERVAL=0 timeout -s KILL %.2f '%s' --threads 1 %s --film-tries 3 --job k%d -o k.webp"
+      .. " >/dev/null 2>&1"):format(folder, share * seconds, program, words, k))
+    t.eq((made("--film-tries 3 --job k" .. k, "k.webp") - after):abs():amax(), 0)
+  end
 end)
 
 t.test("a character's picture draws what looks like it, and nothing where the strength is 0", function()

@@ -6,6 +6,8 @@ local T = melies.tensor
 
 local M = {}
 local ATTRIBUTES, SPOILING, PICKS = 5, 6, 7 -- streams of world.random that the world does not use
+local CODED = 60 -- clips that the code below is made of
+local here = debug.getinfo(1, "S").source:match "^@(.*)/[^/]*$" or "."
 local LOOKED, PICKED = 5, 3 -- frames of a clip that is looked at, and how many of them are
 
 -- What example i shows: one subject; the combinations that the starter does not train on are among them, and what is rare
@@ -43,11 +45,39 @@ local function grain(t, h, w, random)
   return reel:slice(1, at + 1, at + size):reshape(t, h, w, 3)
 end
 
--- A clip f32 [T, H, W, 3] made worse: blurred, smeared over time (where its frames are neighbours), with noise in pixels and
--- blocks, other contrast. About a third stay as they are.
-function M.spoil(x, random, seed, stream)
+-- The best linear code of the world's blocks, made here of a few clips: latents as a model has them, without a model.
+local code
+local function linear_code(world, size)
+  if not code then
+    local linear = dofile(here .. "/../train/blocks.lua")
+    local tensors = linear.train(world, { clips = CODED, size = size, progress = function() end })
+    tensors.moments = nil
+    code = melies["models.linear_blocks"].load(melies.weights.from_table(tensors), { block = linear.block },
+      { compute = "f32" })
+  end
+  return code
+end
+
+-- A clip as a model draws it that is not sure: through the code, with noise in its latent where the clip is rich (what moves
+-- comes out speckled, a sky does not), its quieter half weakened (soft).
+local function unsure(x, world, random, seed, stream)
+  local net = linear_code(world, x.shape[2])
+  local z = net:encode(x)
+  local channels = z.shape[1]
+  local quiet = channels / 2
+  local fine = z:slice(1, quiet + 1, channels) * (1 - 0.6 * random())
+  z = T.concat({ z:slice(1, 1, quiet), fine }, 1)
+  local rich = z:slice(1, 2, channels):square():mean(1, true):sqrt()
+  local noise = T.noise(z.shape, { seed = seed, stream = 2 * stream + 1 })
+  return net:decode(z + noise * (rich + 0.05) * (0.1 + 0.7 * random()))
+end
+
+-- A clip f32 [T, H, W, 3] made worse: noise in its latent, blurred, smeared over time (where its frames are neighbours), with
+-- noise in pixels and blocks, other contrast. About a third stay as they are.
+function M.spoil(x, world, random, seed, stream)
   if random() < 0.3 then return x end
   local t, h, w = x.shape[1], x.shape[2], x.shape[3]
+  if random() < 0.5 then x = unsure(x, world, random, seed, stream) end
   if random() < 0.55 then
     local by = 1.2 + random() * (random() < 0.3 and 2 or 1)
     x = resized(resized(x, math.floor(h / by), math.floor(w / by)), h, w)
@@ -78,7 +108,7 @@ function M.example(world, probe, seed, index, o)
   local small = random() < 0.12 and spoil
   local frames, mask = world.render(a, { seed = seed, index = index, size = small and 64 or probe.SIZE, frames = count })
   local x = probe.prepared(frames, count)
-  return spoil and M.spoil(x, random, seed, index) or x, mask, a
+  return spoil and M.spoil(x, world, random, seed, index) or x, mask, a
 end
 
 -- Where the subject is: shares of 12x12 cells, [T, 144].

@@ -1,5 +1,6 @@
 -- melies-api: 1
--- Two minutes in twelve shots: time, peak memory beside that of ten seconds, the checks before and after the passes, repairs.
+-- Two minutes in twelve shots: time, peak memory beside that of ten seconds, the checks of shots made each by itself, of those
+-- that share noise, and after the passes; repairs.
 --   melies run tests/bench/film/run.lua [--model NAME] [--steps N] [--jobs N] [--folder DIR] ...
 -- prints Markdown for docs/films.md; the films and their pages stay in the folder.
 local ffi = require "ffi"
@@ -20,10 +21,10 @@ end
 local function quoted(text) return "'" .. tostring(text):gsub("'", "'\\''") .. "'" end
 
 -- Runs a film; { wall =, cpu =, data = the numbers of its page, said = what it said }.
-local function film(p, job, name, here)
-  local base = p.folder .. "/" .. name
+local function film(p, job, name, here, ending, options)
+  local base = p.folder .. "/" .. name .. ending
   local words = { quoted(melies.fs.program()), "run film_from_storyboard --bank off --report --fresh --storyboard",
-    quoted(here .. "/" .. name .. ".lua"), "-o", quoted(base .. ".mp4") }
+    quoted(here .. "/" .. name .. ".lua"), "-o", quoted(base .. ".mp4"), options }
   for _, option in ipairs { "model", "steps", "jobs", "passes", "checks", "tries", "seed" } do
     if p[option] ~= nil then words[#words + 1] = "--" .. option .. " " .. quoted(p[option]) end
   end
@@ -39,7 +40,7 @@ end
 
 local function megabytes(one) return one.data.peak_bytes / 1e6 end
 
-local function tell(ten, twelve, folder)
+local function tell(ten, twelve, alone, folder)
   print "| | time | of it shots | processor time | peak memory |\n|---|---|---|---|---|"
   for _, row in ipairs { { "one shot, 10 s", ten }, { "12 shots, two minutes", twelve } } do
     local one = row[2]
@@ -53,23 +54,24 @@ local function tell(ten, twelve, folder)
   print("| | before passes | after | |\n|---|---|---|---|")
   local worse = {}
   for _, name in ipairs(order) do
-    local b, a = twelve.data.before[name], twelve.data.after[name]
+    local b, a, c = twelve.data.before[name], twelve.data.after[name], alone.data.before[name]
     if a and a.value then
-      local function row(what, old, new, better, noise)
+      local function told(value) return value and ("%.4g"):format(value) or "" end
+      local function row(what, lone, old, new, better, noise)
         local change = not old and "" or math.abs(new - old) < math.max(5e-4 * math.abs(old), 5e-7, noise or 0) and "same"
           or (new > old) == (better == "high") and "better" or "worse"
         if change == "worse" then worse[#worse + 1] = what end
-        print(("| %s (%s) | %s | %.4g | %s |"):format(what, help[better], old and ("%.4g"):format(old) or "", new, change))
+        print(("| %s (%s) | %s | %s | %s | %s |"):format(what, help[better], told(lone), told(old), told(new), change))
       end
       local share = name == "dynamic_degree" and b and b.value -- of frames: within its standard error it is the same
-      row((name:gsub("_", " ")), b and b.value, a.value, a.better,
+      row((name:gsub("_", " ")), c and c.value, b and b.value, a.value, a.better,
         share and math.sqrt(share * (1 - share) / twelve.data.frames))
-      if a.slope then row("its slope a second", b and b.slope, a.slope, "low") end
+      if a.slope then row("its slope a second", c and c.slope, b and b.slope, a.slope, "low") end
     end
   end
   print("\nWorse: " .. (#worse > 0 and table.concat(worse, ", ") or "none") .. ".\n\nRepairs:\n")
   local repairs = 0
-  for line in twelve.said:gmatch "melies: (shot %d+, attempt[^\n]*)" do
+  for line in twelve.said:gmatch "melies: (shot %d+[^\n]*)" do
     repairs = repairs + 1
     print("- " .. line)
   end
@@ -86,6 +88,7 @@ return {
     passes = { "string", help = "what the films go through" },
     checks = { "string", help = "what every shot must pass" },
     tries = { "integer", min = 1, max = 100, help = "attempts at a shot" },
+    film_tries = { "integer", default = 2, min = 1, max = 100, help = "attempts at a shot that is like none before it" },
     seed = { "integer", min = 0, help = "the films' seed" },
     folder = { "string", help = "where the films stay (default: a new one)" },
   },
@@ -97,8 +100,9 @@ return {
       os.remove(p.folder)
     end
     job:check(melies.fs.make(p.folder))
-    local ten = film(p, job, "ten", here)
-    tell(ten, film(p, job, "twelve", here), p.folder)
+    local ten = film(p, job, "ten", here, "")
+    local alone = film(p, job, "twelve", here, "-alone", "--likeness 0")
+    tell(ten, film(p, job, "twelve", here, "", "--film_tries " .. p.film_tries), alone, p.folder)
     return true
   end,
 }
