@@ -10,8 +10,8 @@ return {
     pace = { "enum", choices = { "calm", "normal", "fast" }, help = "how long shots are" },
     style = { "style", help = "melies list styles" },
   },
-  order = { "prompt", "pace", "style", "audio", "audio_from", "steer", "reference", "as", "passes", "checks", "tries", "film_tries",
-    "jobs", unpack(melies.recipe.generation_order) },
+  order = { "prompt", "pace", "style", "audio", "audio_from", "steer", "reference", "as", "passes", "checks", "tries",
+    "film_tries", "jobs", unpack(melies.recipe.generation_order) },
   run = function(p, job)
     return melies.film.run(job, function() return melies.film.plan(p, job) end, p)
   end,

@@ -92,9 +92,9 @@ return {
   params = {
     file = { "string", default = here .. "/starter/probe.safetensors", help = "what is written, with a log in .json" },
     folder = { "string", default = "out/probe", help = "of the unfinished run" },
-    moves_steps = { "integer", default = 300, min = 1, max = 1e6, help = "of the part that follows the subject" },
+    moves_steps = { "integer", default = 1500, min = 1, max = 1e6, help = "of the part that follows the subject" },
     moves_batch = { "integer", default = 16, min = 1, max = 512, help = "its clips a step" },
-    looks_steps = { "integer", default = 1600, min = 1, max = 1e6, help = "of the part that looks at single frames" },
+    looks_steps = { "integer", default = 2600, min = 1, max = 1e6, help = "of the part that looks at single frames" },
     looks_batch = { "integer", default = 16, min = 1, max = 512, help = "its clips a step, three frames of each" },
     lr = { "number", default = 6e-3, min = 1e-6, max = 1, help = "the highest learning rate" },
     every = { "integer", default = 50, min = 1, max = 1e6, help = "steps between two checkpoints" },
