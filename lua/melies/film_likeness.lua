@@ -5,6 +5,7 @@
 --
 -- What was tried is kept with the shots, so that a job that goes on later decides the same.
 local check = require "melies.check"
+local lib = require "melies.ffi.lib"
 local shots = require "melies.shots"
 local T = require "melies.tensor"
 
@@ -35,6 +36,7 @@ local function attempt(film, i, try)
     if better then last.attempt, last.frames, last.opening = other.attempt, other.frames, other.opening end
   end
   shots.set_last(film.work, i, last)
+  lib.tidy()
 end
 
 function M.repair(film, tries)
