@@ -15,7 +15,8 @@ for i, shot in ipairs(board.shots) do
   if i > 1 then cuts[#cuts + 1] = 1 + (i - 1) * FRAMES end
 end
 
-local path = os.tmpname() .. ".json"
+local name = os.tmpname()
+local path = name .. ".json"
 print("| film | " .. table.concat(values, " | ") .. " |\n|---|" .. ("---|"):rep(#values))
 for film = 1, films do
   board.seed = 1000 * film
@@ -31,5 +32,6 @@ for film = 1, films do
   print(("| %d | %s |"):format(film, table.concat(line, " | ")))
 end
 os.remove(path)
+os.remove(name)
 for k in ipairs(sums) do sums[k] = ("%.3f"):format(sums[k] / films) end
 print("| mean | " .. table.concat(sums, " | ") .. " |")
