@@ -41,14 +41,10 @@ function stages.blocks(p, job, world)
   job:check(melies.weights.save(p.folder .. "/code.safetensors", tensors, { psnr = ("%.3f"):format(psnr) }))
 end
 
--- The linear code as a model.
+-- The linear code as a model, and its tensors.
 local function linear(p, job)
-  local tensors, own = tensors_of(job, p.folder .. "/code.safetensors"), {}
-  for name, tensor in pairs(tensors) do
-    if name ~= "moments" then own[name] = tensor end
-  end
-  return melies["models.linear_blocks"].load(melies.weights.from_table(own), { block = part("blocks").block },
-    { compute = "f32" }), tensors
+  local tensors = tensors_of(job, p.folder .. "/code.safetensors")
+  return part("blocks").model(tensors), tensors
 end
 
 -- Runs to the end, with its watch, and keeps the moving averages. steps: what runs it.

@@ -50,10 +50,7 @@ local code
 local function linear_code(world, size)
   if not code then
     local linear = dofile(here .. "/../train/blocks.lua")
-    local tensors = linear.train(world, { clips = CODED, size = size, progress = function() end })
-    tensors.moments = nil
-    code = melies["models.linear_blocks"].load(melies.weights.from_table(tensors), { block = linear.block },
-      { compute = "f32" })
+    code = linear.model((linear.train(world, { clips = CODED, size = size, progress = function() end })))
   end
   return code
 end

@@ -99,6 +99,15 @@ function blocks.train(world, o)
   return tensors, psnr
 end
 
+-- blocks.model(tensors) -> the linear code as a model (models/linear_blocks.lua), in f32. tensors: of train or of
+function blocks.model(tensors)
+  local own = {}
+  for name, tensor in pairs(tensors) do
+    if name ~= "moments" then own[name] = tensor end
+  end
+  return melies["models.linear_blocks"].load(melies.weights.from_table(own), { block = blocks.block }, { compute = "f32" })
+end
+
 -- blocks.of(net, world, o) -> the tensors and the PSNR of the linear code that the encoder of a model of this recipe is: it
 -- is asked for every axis of a block. Without moments. o: size, clips (their mean is the decoder's)
 function blocks.of(net, world, o)
